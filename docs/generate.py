@@ -24,6 +24,8 @@ from unittest.mock import patch
 
 import typer
 
+from prompts.suite import SuiteFile
+from prompts.template import Template
 from workbench import cli, launch
 from workbench.config import Setting, settings
 from workbench.data import load
@@ -100,12 +102,71 @@ def modules(package: str, _files: Files) -> str:
     return table("module what it is", rows)
 
 
+def file_keys(kind: str, _files: Files) -> str:
+    """Return the keys of `template` or `suite` files, one table for each section of the file."""
+    model: Any = {"template": Template, "suite": SuiteFile}[kind]
+    schema = model.json_schema()
+    sections = {"": schema} | schema["$defs"]
+    tables = []
+    for name, section in sections.items():
+        rows = [
+            (
+                f"`{key}`",
+                escaped(_key_type(value)),
+                _key_default(value, key in section.get("required", ())),
+                escaped(value.get("description", "")),
+            )
+            for key, value in section["properties"].items()
+        ]
+        said = escaped(section.get("description", ""))
+        title = f"**{_section_name(name)}**: {said}\n\n" if name else ""
+        tables.append(title + table("key type default meaning", rows))
+    return "\n\n".join(tables)
+
+
+def _section_name(name: str) -> str:
+    """Return the class of a section of a file in words: `RegexExtractor` as `regex extractor`."""
+    return " ".join(re.findall("[A-Z][a-z]+", name)).lower()
+
+
+def _key_type(value: Mapping[str, Any]) -> str:
+    """Return the type of a key in a JSON Schema, in words."""
+    if "$ref" in value:
+        return _section_name(str(value["$ref"].rpartition("/")[2]))
+    if "enum" in value:
+        return ", ".join(value["enum"])
+    if "const" in value:
+        return str(value["const"])
+    if "anyOf" in value or "oneOf" in value:
+        options = [_key_type(each) for each in value.get("anyOf") or value["oneOf"]]
+        # Of several extractors, each of which has a section of its own, the last word will do.
+        named = [option.rpartition(" extractor")[1].strip() or option for option in options]
+        return " or ".join(dict.fromkeys(option for option in named if option != "null"))
+    if value.get("type") == "array":
+        return f"list of {_key_type(value['items'])}"
+    if value.get("type") == "object" and isinstance(value.get("additionalProperties"), dict):
+        return f"mapping to {_key_type(value['additionalProperties'])}"
+    return str(value.get("type", "any"))
+
+
+def _key_default(value: Mapping[str, Any], required: bool) -> str:
+    if required:
+        return "required"
+    default = value.get("default")
+    if default is None or default in ("", [], {}):
+        return "none"
+    if isinstance(default, dict) or (isinstance(default, list) and isinstance(default[0], dict)):
+        return "see below"
+    return f"`{json.dumps(default, ensure_ascii=False)}`"
+
+
 def demo_data(_argument: str, _files: Files) -> str:
     """Return how many prompts and demonstrations of each category the demo has."""
     counts = {
         name: Counter(str(row["category"]) for row in rows)
         for name, rows in (
             ("train", load("demo:prompts", ("prompt_only",), split="train").rows),
+            ("dev", load("demo:prompts", ("prompt_only",), split="dev").rows),
             ("test", load("demo:prompts", ("prompt_only",), split="test").rows),
             ("demonstrations", load("demo:demonstrations", ("prompt_completion",)).rows),
         )
@@ -115,7 +176,7 @@ def demo_data(_argument: str, _files: Files) -> str:
         for category in counts["train"]
     ]
     rows.append(("all", *(f"{count.total()}" for count in counts.values())))
-    heading = "category | training prompts | held-out prompts | demonstrations"
+    heading = "category | train | dev | test | demonstrations"
     return table(heading, rows, separator=" | ")
 
 
@@ -125,6 +186,7 @@ PARTS: dict[str, Callable[[str, Files], str]] = {
     "output": output,
     "modules": modules,
     "demo_data": demo_data,
+    "file_keys": file_keys,
 }
 
 

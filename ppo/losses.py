@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ppo.advantages import Reduce
+
 # exp() of a log-ratio beyond this overflows or means the update has already gone wrong; clipping
 # acts long before.
 MAX_LOG_RATIO = 20.0
@@ -100,12 +102,21 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def explained_variance(
-    values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor
+    values: torch.Tensor,
+    returns: torch.Tensor,
+    mask: torch.Tensor,
+    reduce: Reduce | None = None,
 ) -> torch.Tensor:
     """Return 1 - Var(returns - values) / Var(returns) over response tokens.
 
-    1 is perfect, 0 no better than the mean.
+    1 is perfect, 0 no better than the mean. `reduce` sums a tensor over processes, as in `whiten`.
     """
     keep = mask.bool()
-    target, error = returns[keep], (returns - values)[keep]
-    return 1 - error.var(correction=0) / target.var(correction=0).clamp_min(1e-8)
+    target, error = returns[keep].double(), (returns - values)[keep].double()
+    sums = [keep.sum(), target.sum(), target.square().sum(), error.sum(), error.square().sum()]
+    totals = torch.stack([value.double() for value in sums])
+    count, *moments = totals if reduce is None else reduce(totals)
+    mean, square, error_mean, error_square = (moment / count for moment in moments)
+    spread = (square - mean.square()).clamp_min(1e-8)
+    explained: torch.Tensor = 1 - (error_square - error_mean.square()) / spread
+    return explained

@@ -206,7 +206,10 @@ class PPOTrainer:
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, reduce=self._sum)
         kl = (kl_per_token(rollout.logprobs, rollout.ref_logprobs) * mask).sum(-1)
-        penalty = self.kl.coef * kl
+        # What the rewards hold, whichever the estimator; `objective/kl` is always k1, unbiased.
+        penalty = self.kl.coef * (
+            kl_per_token(rollout.logprobs, rollout.ref_logprobs, args.kl_estimator) * mask
+        ).sum(-1)
         # The mean over processes, weighed by their tokens.
         world = self.accelerator.num_processes
         share = mask.sum() * world / self._sum(mask.sum())
@@ -219,7 +222,9 @@ class PPOTrainer:
                 "objective/rlhf_reward": (scores - penalty).mean(),
                 "response/length": mask.sum(-1).mean(),
                 "response/missing_eos": (~rollout.finished).float().mean(),
-                "val/explained_variance": explained_variance(rollout.values, returns, mask),
+                "val/explained_variance": explained_variance(
+                    rollout.values, returns, mask, self._sum
+                ),
                 "val/num_eos_tokens": rollout.finished.float().sum() * world,
             }
         )

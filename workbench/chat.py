@@ -84,4 +84,5 @@ def response_ids(
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     """Return response tokens as text, without special tokens."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
-    return text.strip()
+    # A byte-level vocabulary can spell NUL, which no data file of ours may hold.
+    return text.replace("\0", "\ufffd").strip()

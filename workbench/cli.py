@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from workbench import __version__, commands, inventory, runs
+from workbench import __version__, commands, inventory, launch, runs
 from workbench import doctor as doctor_command
 from workbench.data import command as data_command
 from workbench.errors import StageError, UserError
@@ -83,8 +83,6 @@ def _stage(
     num_processes: int | None,
     report_to: str | None,
 ) -> None:
-    from workbench import launch
-
     texts = [*(overrides or []), *([f"run.report_to={report_to}"] if report_to else [])]
     if num_processes is not None and accelerate is None:
         raise UserError(
@@ -151,6 +149,7 @@ app.command(rich_help_panel="The loop")(commands.demo)
 app.command()(commands.generate)
 app.command()(commands.compare)
 app.command()(commands.report)
+app.add_typer(launch.room_commands("prompts"), name="prompts")
 app.add_typer(data_command.app, name="data")
 app.command()(inventory.models)
 app.add_typer(runs.runs_app, name="runs")

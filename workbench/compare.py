@@ -216,8 +216,11 @@ def _best_of(
         desc=f"compare: best of {most}",
     )
     scorer = RewardModel.load(ModelSettings(name=str(plan.reward_model)))
-    rows = [queries[i // most] + response.ids for i, response in enumerate(responses)]
-    scores = scorer.raw_scores(rows, desc="compare: scoring the pool")
+    scores = scorer.raw_answer_scores(
+        [query for query in queries for _ in range(most)],
+        [response.ids for response in responses],
+        desc="compare: scoring the pool",
+    )
     picked: dict[int, list[Response]] = {}
     for n in plan.best_of:
         starts = range(0, len(responses), most)

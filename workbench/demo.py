@@ -12,7 +12,7 @@ from workbench.compare import Plan, compare, print_table, write_comparison
 from workbench.config import option, to_tree
 from workbench.data import load
 from workbench.errors import StageError, UserError
-from workbench.files import damage, digest, sha256, write_json
+from workbench.files import damage, digest, sha256, sweep, write_json
 from workbench.generation import SamplingSettings
 from workbench.judge import RULES, GoldJudge
 from workbench.labelling import RANKINGS, Labels, write_rankings
@@ -91,6 +91,7 @@ class DemoConfig:
 def run(config: DemoConfig) -> Path:
     """Run the loop, reusing every step whose inputs did not change, and return the run folder."""
     folder = Path(config.run.root) / config.run.name
+    sweep(folder)
     seconds: dict[str, float] = {}
     step = _Stepper(seconds)
     base = embedded.NAME

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+# What `write_text` and `atomic_folder` write into until it is whole, and what they move aside.
+TEMPORARY = re.compile(r"\..+\.(old|[a-z0-9_]{8})")
 
 
 def sha256(path: Path) -> str:
@@ -77,6 +80,16 @@ def replace_folder(new: Path, path: Path) -> None:
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that nobody else writes to."""
+    for path in folder.glob(".*"):
+        if TEMPORARY.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path) -> None:

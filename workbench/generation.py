@@ -11,7 +11,10 @@ from workbench.logs import is_main_process
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A batch is closed up when no more than this share of its rows is still being written.
+_FULL_ENOUGH = 0.85
 
 
 @dataclass
@@ -46,43 +49,106 @@ class Response:
     finished: bool
 
 
+class StopText:
+    """Texts that end an answer before EOS does, as few-shot prompts need them."""
+
+    # Tokens decoded to look for a stop text that has just been completed, for each of its
+    # characters: a token holds at least one character, and a broken one at the seam does no harm.
+    _SEAM = 8
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> None:
+        self.tokenizer, self.texts = tokenizer, tuple(texts)
+        self.window = max(map(len, self.texts), default=0) + self._SEAM
+
+    def __call__(self, ids: Sequence[int]) -> bool:
+        """Return whether the last tokens hold one of the texts."""
+        if not self.texts:
+            return False
+        tail = self.tokenizer.decode(list(ids[-self.window :]), skip_special_tokens=True)
+        return any(text in tail for text in self.texts)
+
+
 def generate(
     model: "PreTrainedModel",
     queries: Sequence[Sequence[int]],
     settings: SamplingSettings,
     *,
     eos_token_id: int,
-    seed: int,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    stop: StopText | None = None,
     desc: str | None = None,
 ) -> list[Response]:
     """Sample one response per query, in the order of the queries.
+
+    A query that occurs several times is read once, and its samples share what was read.
 
     Args:
         model: causal language model, in evaluation mode.
         queries: token ids per query, unpadded.
         settings: length, temperature and batch size.
         eos_token_id: the token that ends a response.
-        seed: of the sampling; the same seed, queries and batch size give the same responses.
+        seed: of the sampling; the random numbers of an answer depend on it and on the place of its
+            query in the list, not on the batch it falls into.
+        seeds: one seed per query instead: then neither on its place.
+        stop: texts that end an answer too; the last token that completes one is kept.
         desc: text of the progress bar; None draws none.
     """
     import torch
     from tqdm.auto import tqdm
 
-    generator = torch.Generator(device=model.device).manual_seed(seed)
+    if not queries:
+        return []
+    draws = _draws(len(queries), settings, seed, seeds)
     # Batches of like length waste little padding; the longest come first so that memory trouble
-    # shows at once.
-    order = sorted(range(len(queries)), key=lambda i: -len(queries[i]))
+    # shows at once. Equal queries meet.
+    order = sorted(range(len(queries)), key=lambda i: (-len(queries[i]), tuple(queries[i])))
     responses: dict[int, Response] = {}
     hide = desc is None or not is_main_process()
-    with tqdm(
-        total=len(queries), desc=desc, unit="answer", disable=hide, leave=False, dynamic_ncols=True
-    ) as bar:
+    with (
+        tqdm(
+            total=len(queries),
+            desc=desc,
+            unit="answer",
+            disable=hide,
+            leave=False,
+            dynamic_ncols=True,
+        ) as bar,
+        torch.inference_mode(),
+        _no_dropout(model),
+        grouped(model),
+    ):
         for start in range(0, len(order), settings.batch_size):
             chunk = order[start : start + settings.batch_size]
-            batch = _decode([queries[i] for i in chunk], model, settings, eos_token_id, generator)
+            batch = _decode(
+                [queries[i] for i in chunk],
+                model,
+                settings,
+                eos_token_id,
+                None if draws is None else draws[chunk].to(model.device),
+                stop,
+            )
             responses.update(zip(chunk, batch, strict=True))
             bar.update(len(chunk))
     return [responses[i] for i in range(len(queries))]
+
+
+def _draws(
+    count: int, settings: SamplingSettings, seed: int, seeds: Sequence[int] | None
+) -> "torch.Tensor | None":
+    """Return the uniform numbers in (0, 1] that the tokens are drawn with, [N, R]."""
+    import torch
+
+    if settings.temperature == 0:
+        return None
+    if seeds is None:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(count, settings.max_new_tokens, generator=generator)
+    else:
+        rows = (torch.Generator().manual_seed(s) for s in seeds)
+        drawn = torch.stack([torch.rand(settings.max_new_tokens, generator=row) for row in rows])
+    # `rand` gives [0, 1); turned round, a token of probability 0 at the front is never taken.
+    return 1.0 - drawn
 
 
 def _decode(
@@ -90,51 +156,60 @@ def _decode(
     model: "PreTrainedModel",
     settings: SamplingSettings,
     eos_token_id: int,
-    generator: "torch.Generator",
+    draws: "torch.Tensor | None",
+    stop: StopText | None,
 ) -> list[Response]:
     import torch
-    from transformers import DynamicCache
+
+    from workbench.decoding_cache import decoding_cache, spread
 
     device = model.device
-    width = max(len(query) for query in queries)
-    ids = torch.tensor(
-        [[eos_token_id] * (width - len(q)) + list(q) for q in queries], device=device
-    )
-    mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in queries], device=device)
+    unique = list(dict.fromkeys(map(tuple, queries)))
+    place = {query: k for k, query in enumerate(unique)}
+    width = max(len(query) for query in unique)
+    ids = torch.tensor([[0] * (width - len(q)) + list(q) for q in unique], device=device)
+    mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in unique], device=device)
     # Left padding shifts positions; GPT-2 style models have absolute ones and would read garbage.
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    cache = DynamicCache(config=model.config)
-    alive = list(range(len(queries)))
+    cache = decoding_cache(model.config)
     answers: list[list[int]] = [[] for _ in queries]
     finished = [False] * len(queries)
-    with torch.inference_mode(), _no_dropout(model), grouped(model):
-        for _ in range(settings.max_new_tokens):
-            hidden = model.base_model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            tokens = sample(model.get_output_embeddings()(hidden), settings.temperature, generator)
-            for row, token in zip(alive, tokens.tolist(), strict=True):
+    rows = list(range(len(queries)))  # which answer each row of the batch writes
+    index = torch.tensor([place[tuple(query)] for query in queries], device=device)
+    for step in range(settings.max_new_tokens):
+        hidden = model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        if step == 0:
+            spread(cache, index, settings.max_new_tokens)
+            hidden, mask, positions = hidden[index], mask[index], positions[index]
+        logits = model.get_output_embeddings()(hidden)
+        tokens = choose(logits, settings.temperature, None if draws is None else draws[:, step])
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if not finished[row]:
                 answers[row].append(token)
-                finished[row] = token == eos_token_id
-            keep = [k for k, row in enumerate(alive) if not finished[row]]
-            if not keep:
-                break
-            ids, positions = tokens[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if len(keep) < len(alive):
-                index = torch.tensor(keep, device=device)
-                alive = [alive[k] for k in keep]
-                ids, positions, mask = ids[index], positions[index], mask[index]
-                cache.batch_select_indices(index)
+                finished[row] = token == eos_token_id or (stop is not None and stop(answers[row]))
+        keep = [k for k, row in enumerate(rows) if not finished[row]]
+        if not keep:
+            break
+        ids, positions = tokens[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        # Leaving copies the others' cache, so a few finished rows wait for company.
+        if len(keep) <= _FULL_ENOUGH * len(rows):
+            index = torch.tensor(keep, device=device)
+            rows = [rows[k] for k in keep]
+            ids, positions, mask = ids[index], positions[index], mask[index]
+            draws = None if draws is None else draws[index]
+            cache.batch_select_indices(index)
     return [Response(answer, done) for answer, done in zip(answers, finished, strict=True)]
 
 
-def sample(
-    logits: "torch.Tensor", temperature: float, generator: "torch.Generator"
+def choose(
+    logits: "torch.Tensor", temperature: float, draws: "torch.Tensor | None"
 ) -> "torch.Tensor":
     """Draw one token per row from softmax(logits / temperature) by inverting its distribution.
 
@@ -144,21 +219,20 @@ def sample(
     Args:
         logits: [B, V], any float type.
         temperature: 0 takes the most likely token.
-        generator: source of randomness.
+        draws: [B], uniform in (0, 1]; None only at temperature 0.
 
     Returns:
         Token ids, [B].
     """
     import torch
 
-    if temperature == 0:
+    if draws is None:
         return logits.argmax(-1)
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1)
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    cumulative = torch.softmax(logits, dim=-1).cumsum(-1)
     # Scaling by the last entry absorbs rounding, so that the sum of probabilities is exactly 1 for
-    # the draw. The draw lies in (0, 1], so that a token of probability 0 at the front is never
-    # taken.
-    u = 1.0 - torch.rand(len(logits), 1, generator=generator, device=logits.device)
-    tokens = torch.searchsorted(cumulative, u * cumulative[:, -1:])
+    # the draw.
+    tokens = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:])
     return tokens.squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 

@@ -1,4 +1,4 @@
-"""Starting a stage, here or under `accelerate launch`, with the same config and overrides."""
+"""The door to other rooms: starts stages, here or by `accelerate launch`, and finds commands."""
 
 import importlib
 import os
@@ -20,6 +20,14 @@ def stage_config(stage: str, path: str | None, overrides: Sequence[str]) -> Any:
     """Return the checked config of a stage."""
     cls = getattr(importlib.import_module(f"{stage}.config"), STAGES[stage])
     return load_config(cls, path, overrides)
+
+
+def room_commands(room: str) -> Any:
+    """Return the typer app of a room that has commands of its own, such as `prompts`.
+
+    The room's `command` module is imported at every start of `rlhf`: it must be light.
+    """
+    return importlib.import_module(f"{room}.command").app
 
 
 def run_stage(stage: str, config: Any) -> Path:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from workbench.logs import progress
-from workbench.scorer import pad_right
+from workbench.states import answer_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +20,7 @@ def answer_logprobs(
 
     Args:
         model: causal language model.
-        queries: N queries as token ids.
+        queries: N queries as token ids; equal ones are read once per batch.
         answers: N answers as token ids; an empty one gives an empty list.
         batch_size: sequences per forward pass.
         desc: text of the progress bar; None draws none.
@@ -32,22 +31,14 @@ def answer_logprobs(
     import torch
 
     found: list[list[float]] = [[] for _ in answers]
-    # Sequences of like length together: little padding.
-    order = sorted(
-        (i for i in range(len(answers)) if answers[i]),
-        key=lambda i: len(queries[i]) + len(answers[i]),
-    )
-    starts = range(0, len(order), batch_size)
-    for start in progress(starts, desc, unit="batch") if desc else starts:
-        chunk = order[start : start + batch_size]
-        ids, mask = pad_right([[*queries[i], *answers[i]] for i in chunk], model.device)
-        with torch.inference_mode():
-            hidden = model.base_model(
-                input_ids=ids, attention_mask=mask, use_cache=False
-            ).last_hidden_state
-            for row, i in enumerate(chunk):
-                begin, end = len(queries[i]), len(queries[i]) + len(answers[i])
-                logits = model.get_output_embeddings()(hidden[row, begin - 1 : end - 1]).float()
-                picked = torch.log_softmax(logits, -1).gather(-1, ids[row, begin:end, None])
-                found[i] = picked.squeeze(-1).tolist()
+    some = [i for i in range(len(answers)) if answers[i]]
+    for index, hidden in answer_states(
+        model, [queries[i] for i in some], [answers[i] for i in some], batch_size, desc
+    ):
+        for row, i in enumerate(some[k] for k in index):
+            ids = torch.tensor(list(answers[i]), device=hidden.device)
+            with torch.inference_mode():
+                logits = model.get_output_embeddings()(hidden[row, : len(ids)]).float()
+                picked = logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
+            found[i] = picked.tolist()
     return found

@@ -12,13 +12,16 @@ from rich.console import Console
 
 T = TypeVar("T")
 
-# Without emoji=False, rich shows "pairs.jsonl:100: …" with a picture for ":100:".
-console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-
 
 def is_main_process() -> bool:
     """Return whether this process prints and writes (rank 0 of `accelerate launch`)."""
     return os.environ.get("RANK", "0") == "0"
+
+
+# Without emoji=False, rich shows "pairs.jsonl:100: …" with a picture for ":100:".
+console = Console(
+    stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=not is_main_process()
+)
 
 
 def quiet_libraries() -> None:

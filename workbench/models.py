@@ -20,6 +20,12 @@ ADAPTED_CONFIG = (
     "adapted_config.json"  # beside an adapter: its base's config and what training added
 )
 CLASSIFIER = "ForSequenceClassification"
+# What some families do to logits after the head (Gemma 2, Cohere, Granite), and what does nothing.
+RESCALED: dict[str, float | None] = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+}
 
 
 @dataclass
@@ -139,7 +145,15 @@ def load_policy(settings: ModelSettings, dtype: "torch.dtype | None" = None) -> 
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, settings, dtype)
+    model = _load(AutoModelForCausalLM, settings, dtype)
+    for key, neutral in RESCALED.items():
+        value = model.config.get_text_config(decoder=True).to_dict().get(key, neutral)
+        if value not in (None, neutral):
+            raise UserError(
+                f"{settings.name}: rescales its logits after the head ({key}={value}), which is "
+                "not done here, so that its probabilities would be wrong; use a model without it"
+            )
+    return model
 
 
 def load_scorer(settings: ModelSettings, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":

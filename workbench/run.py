@@ -17,7 +17,7 @@ from typing import Any, Literal
 from workbench import __version__, embedded
 from workbench.config import dump_yaml, option, to_tree
 from workbench.errors import UserError
-from workbench.files import MANIFEST, damage, digest, sha256, write_json, write_text
+from workbench.files import MANIFEST, damage, digest, sha256, sweep, write_json, write_text
 from workbench.logs import console, is_main_process
 
 Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
@@ -83,6 +83,8 @@ class StageRun:
         if before is not None and not same:
             self._replace(before)
         self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.checkpoints):
+            sweep(folder)
         (self.path / "done.json").unlink(missing_ok=True)
         write_text(self.path / "config.yaml", dump_yaml(config))
         write_json(self.path / "environment.json", environment() | {"identity": self._identity})

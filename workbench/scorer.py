@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.chat import Prompt, query_ids, response_ids
 from workbench.logs import progress
 from workbench.models import ModelSettings, load_scorer, load_tokenizer
+from workbench.states import answer_states
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +104,20 @@ class RewardModel:
                     chunk, last_token_scores(self.model, ids, mask).tolist(), strict=True
                 ):
                     scores[i] = score
+        return scores
+
+    def raw_answer_scores(
+        self,
+        queries: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        desc: str | None = None,
+    ) -> list[float]:
+        """Return raw scores of many answers to few queries, [N]; a query is read once per batch."""
+        scores = [0.0] * len(answers)
+        for index, hidden in answer_states(self.model, queries, answers, self.batch_size, desc):
+            last = hidden[range(len(index)), [len(answers[i]) for i in index]]
+            for i, score in zip(index, apply_head(self.model.score, last).tolist(), strict=True):
+                scores[i] = score
         return scores
 
     def score(

@@ -52,7 +52,7 @@ def test_exit_codes():
 def environment_variables() -> set[str]:
     """Names of variables that the code reads or sets through `os.environ`."""
     found = set()
-    for package in ("workbench", "sft", "reward", "ppo"):
+    for package in ("workbench", "sft", "reward", "ppo", "prompts"):
         for path in (ROOT / package).glob("**/*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

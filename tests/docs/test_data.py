@@ -15,8 +15,9 @@ def test_the_demo_s_categories_and_counts():
     prompts = load("demo:prompts", ("prompt_only",)).rows
     demonstrations = load("demo:demonstrations", ("prompt_completion",)).rows
     assert listed(text) == {row["category"] for row in prompts}
-    train = sum(row["split"] == "train" for row in prompts)
-    assert f"| all | {train} | {len(prompts) - train} | {len(demonstrations)} |" in text
+    counts = [sum(row["split"] == split for row in prompts) for split in ("train", "dev", "test")]
+    assert sum(counts) == len(prompts)
+    assert f"| all | {' | '.join(map(str, counts))} | {len(demonstrations)} |" in text
 
 
 def test_the_judge_s_weights_and_limits():

@@ -94,6 +94,23 @@ def test_explained_variance():
     assert float(explained_variance(-returns, returns, mask)) < 0
 
 
+def test_explained_variance_over_processes_is_that_of_all_tokens_together():
+    draw = torch.Generator().manual_seed(0)
+    returns, values = (torch.randn(6, 5, generator=draw) for _ in range(2))
+    mask = (torch.rand(6, 5, generator=draw) > 0.3).float()
+    whole = explained_variance(values, returns, mask)
+    parts = []  # what each of two processes would add up
+    for half in (slice(0, 1), slice(1, 6)):
+
+        def keep(sums):
+            parts.append(sums)
+            return sums
+
+        explained_variance(values[half], returns[half], mask[half], keep)
+    both = explained_variance(values[:1], returns[:1], mask[:1], lambda _: parts[0] + parts[1])
+    assert float(both) == pytest.approx(float(whole))
+
+
 def test_masked_mean_is_the_mean_of_what_is_kept():
     assert (
         float(masked_mean(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[1.0, 1, 0]])))

@@ -19,7 +19,10 @@ def read(name: str) -> list[dict]:
 
 
 PROMPTS, DEMONSTRATIONS = read("prompts"), read("demonstrations")
-TRAIN, TEST = ([row for row in PROMPTS if row["split"] == split] for split in ("train", "test"))
+# Settings are tuned on `dev`; `test` is read for the reported comparison alone.
+TRAIN, DEV, TEST = (
+    [row for row in PROMPTS if row["split"] == split] for split in ("train", "dev", "test")
+)
 
 
 def words(text: str) -> list[str]:
@@ -31,13 +34,14 @@ def words(text: str) -> list[str]:
 
 def test_there_are_enough_prompts_of_enough_kinds_evenly_spread():
     assert len(PROMPTS) >= 500
-    assert len(TRAIN) + len(TEST) == len(PROMPTS)
+    assert len(TRAIN) + len(DEV) + len(TEST) == len(PROMPTS)
     categories = Counter(row["category"] for row in PROMPTS)
     assert len(categories) >= 12
     assert max(categories.values()) <= 1.2 * min(categories.values())
-    held_out = Counter(row["category"] for row in TEST)
-    assert held_out.keys() == categories.keys()
-    assert max(held_out.values()) <= 1.5 * min(held_out.values())
+    for rows in (DEV, TEST):
+        held_out = Counter(row["category"] for row in rows)
+        assert held_out.keys() == categories.keys()
+        assert max(held_out.values()) <= 1.5 * min(held_out.values())
     assert len(TEST) >= 100
 
 
@@ -93,7 +97,7 @@ def test_prompts_are_plain_single_requests():
 @pytest.fixture(scope="module")
 def vectors() -> dict[str, np.ndarray]:
     """Unit vectors of each split's prompts."""
-    splits = {"train": TRAIN, "test": TEST}
+    splits = {"train": TRAIN, "dev": DEV, "test": TEST}
     return {name: embed([row["prompt"] for row in rows]) for name, rows in splits.items()}
 
 
@@ -103,8 +107,13 @@ def nearest(cosine: np.ndarray, left: list[dict], right: list[dict]) -> str:
 
 
 def test_no_held_out_prompt_means_what_a_train_prompt_means(vectors):
-    cosine = vectors["test"] @ vectors["train"].T
-    assert cosine.max() < NEAREST, nearest(cosine, TEST, TRAIN)
+    for rows, name, others, other in (
+        (DEV, "dev", TRAIN, "train"),
+        (TEST, "test", DEV, "dev"),
+        (TEST, "test", TRAIN, "train"),
+    ):
+        cosine = vectors[name] @ vectors[other].T
+        assert cosine.max() < NEAREST, nearest(cosine, rows, others)
     assert np.quantile(cosine.max(axis=1), 0.9) < 0.6
     # The measure does see a paraphrase, or this test would show nothing.
     asked, again = embed(["How do I get wax out of a rug?", "How can I remove wax from a rug?"])

@@ -11,6 +11,7 @@ from workbench.files import (
     damage,
     digest,
     sha256,
+    sweep,
     write_json,
     write_manifest,
     write_text,
@@ -214,3 +215,25 @@ def test_write_manifest_does_not_list_itself(whole):
         "sub/config.json",
         "weights.bin",
     ]
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
+    # A process killed in the middle: forked, so that no clean-up of its own can run.
+    child = os.fork()
+    if child == 0:
+        with atomic_folder(tmp_path / "model") as temporary:
+            (temporary / "weights").write_text("half", "utf-8")
+            os._exit(9)
+    os.waitpid(child, 0)
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".metrics.jsonl.k3_9xyzw").write_text("half", "utf-8")
+    for kept in (".gitignore", ".model.backup", "model.old", "metrics.jsonl"):
+        (tmp_path / kept).write_text("mine", "utf-8")
+    assert len(names(tmp_path)) == 7
+    sweep(tmp_path)
+    assert names(tmp_path) == [".gitignore", ".model.backup", "metrics.jsonl", "model.old"]
+
+
+def test_sweeping_a_folder_that_is_not_there_does_nothing(tmp_path):
+    sweep(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

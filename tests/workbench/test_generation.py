@@ -5,7 +5,7 @@ from scipy import stats
 
 from workbench.config import load_config
 from workbench.errors import UserError
-from workbench.generation import Response, SamplingSettings, generate, sample
+from workbench.generation import Response, SamplingSettings, StopText, choose, generate
 from workbench.models import ModelSettings, load_policy
 
 EOS = 0  # where the test does not care
@@ -194,6 +194,11 @@ def test_generated_tokens_follow_the_model_own_distribution(model):
     assert chi_square(drawn, wanted) > 1e-3
 
 
+def uniform(count: int, seed: int) -> torch.Tensor:
+    """Draws in (0, 1], as `generate` makes them."""
+    return 1.0 - torch.rand(count, generator=torch.Generator().manual_seed(seed))
+
+
 def chi_square(drawn: list[int], probabilities: np.ndarray) -> float:
     """The p-value of draws under probabilities; rare tokens are counted together."""
     expected = probabilities * len(drawn)
@@ -208,43 +213,106 @@ def chi_square(drawn: list[int], probabilities: np.ndarray) -> float:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sample_draws_from_softmax_of_logits_over_temperature(temperature, dtype):
+def test_choose_draws_from_softmax_of_logits_over_temperature(temperature, dtype):
     logits = torch.linspace(-2, 2, 12).roll(5).to(dtype)
-    generator = torch.Generator().manual_seed(11)
-    drawn = sample(logits.expand(50_000, -1), temperature, generator).tolist()
+    drawn = choose(logits.expand(50_000, -1), temperature, uniform(50_000, 11)).tolist()
     scaled = torch.softmax(logits.double() / temperature, -1).numpy()
     other = torch.softmax(logits.double() / (temperature * 1.05), -1).numpy()
     assert chi_square(drawn, scaled) > 1e-3
     assert chi_square(drawn, other) < 1e-3  # the test can tell 5 % apart
 
 
-def test_sample_draws_from_a_wide_vocabulary_without_favour():
+def test_choose_draws_from_a_wide_vocabulary_without_favour():
     # 50,000 equally likely tokens: rounding of the running sum must not push draws to either end.
-    generator = torch.Generator().manual_seed(5)
-    drawn = torch.cat([sample(torch.zeros(100, 50_000), 1.0, generator) for _ in range(20)])
+    drawn = torch.cat(
+        [choose(torch.zeros(100, 50_000), 1.0, draws) for draws in uniform(2_000, 5).split(100)]
+    )
     tenths = np.bincount((drawn // 5_000).numpy(), minlength=10)
     assert stats.chisquare(tenths).pvalue > 1e-3
 
 
-def test_sample_rows_are_independent():
-    drawn = sample(torch.zeros(20_000, 4), 1.0, torch.Generator().manual_seed(5)).reshape(-1, 2)
+def test_choose_rows_are_independent():
+    drawn = choose(torch.zeros(20_000, 4), 1.0, uniform(20_000, 5)).reshape(-1, 2)
     table = np.zeros((4, 4))
     np.add.at(table, (drawn[:, 0].numpy(), drawn[:, 1].numpy()), 1)
     assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
-def test_sample_never_takes_an_impossible_token():
+def test_choose_never_takes_an_impossible_token():
     logits = torch.full((100_000, 5), float("-inf"))
     logits[:, 2] = 0.0
-    assert sample(logits, 1.0, torch.Generator().manual_seed(0)).unique().tolist() == [2]
+    draws = uniform(100_000, 0)
+    draws[:2] = torch.tensor([1.0, 2.0**-24])  # the largest and the smallest there are
+    assert choose(logits, 1.0, draws).unique().tolist() == [2]
 
 
-def test_temperature_0_takes_the_likeliest_token_and_draws_nothing():
+def test_temperature_0_takes_the_likeliest_token():
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(2)
-    before = generator.get_state()
-    assert torch.equal(sample(logits, 0.0, generator), logits.argmax(-1))
-    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(choose(logits, 0.0, None), logits.argmax(-1))
+
+
+def test_samples_of_one_query_are_those_of_queries_read_one_by_one(model):
+    # Equal queries share what was read of them; each still draws its own answer.
+    queries = [[5, 6, 7]] * 5 + [[8, 9]] * 3
+    settings = SamplingSettings(max_new_tokens=12, temperature=1.0, batch_size=8)
+    seeds = list(range(8))
+    together = generate(model, queries, settings, eos_token_id=2, seeds=seeds)
+    alone = [
+        generate(model, [query], settings, eos_token_id=2, seeds=[seed])[0]
+        for query, seed in zip(queries, seeds, strict=True)
+    ]
+    assert together == alone
+    assert len({tuple(response.ids) for response in together[:5]}) > 1
+
+
+def test_a_query_seed_gives_the_same_answer_in_any_place_and_batch(llama):
+    queries = some_queries(9, 256)
+    seeds = [100 + i for i in range(9)]
+    settings = SamplingSettings(max_new_tokens=10, temperature=1.0, batch_size=4)
+    first = generate(llama, queries, settings, eos_token_id=2, seeds=seeds)
+    back = generate(
+        llama,
+        queries[::-1],
+        SamplingSettings(max_new_tokens=10, temperature=1.0, batch_size=9),
+        eos_token_id=2,
+        seeds=seeds[::-1],
+    )
+    assert back[::-1] == first
+
+
+def test_the_batch_size_does_not_change_sampled_answers(llama):
+    queries = some_queries(9, 256)
+    small, large = (
+        answers(llama, queries, 2, temperature=1.0, seed=3, batch=batch) for batch in (2, 9)
+    )
+    assert small == large
+
+
+class Letters:
+    """A tokenizer of one letter a token."""
+
+    def decode(self, ids, skip_special_tokens):
+        assert skip_special_tokens
+        return "".join(chr(97 + i % 26) for i in ids)
+
+
+def test_a_stop_text_ends_an_answer_at_the_token_that_completes_it(llama):
+    queries = some_queries(6, 256)
+    free = answers(llama, queries, -1, 24)
+    text = Letters().decode(free[0].ids, skip_special_tokens=True)
+    stop = StopText(Letters(), [text[6:8], "?"])
+    settings = SamplingSettings(max_new_tokens=24, temperature=0.0)
+    stopped = generate(llama, queries, settings, eos_token_id=-1, stop=stop)
+    end = text.index(text[6:8]) + 2
+    assert stopped[0] == Response(free[0].ids[:end], finished=True)
+    for response, other in zip(stopped, free, strict=True):
+        whole = Letters().decode(other.ids, skip_special_tokens=True)
+        assert response.finished == (text[6:8] in whole)
+        assert response.ids == other.ids[: len(response.ids)]
+
+
+def test_no_queries_give_no_answers(llama):
+    assert generate(llama, [], SamplingSettings(), eos_token_id=2) == []
 
 
 def test_a_progress_bar_is_drawn_only_when_it_has_a_name(llama, capsys):

@@ -437,3 +437,23 @@ def test_a_scorer_trained_with_lora_keeps_its_head_and_its_adapters(tiny_model, 
     loaded = load_scorer(settings(tmp_path / "adapter"))
     torch.testing.assert_close(scores(loaded), expected, atol=1e-3, rtol=1e-3)
     assert is_reward_model(str(tmp_path / "adapter"))
+
+
+def test_a_model_that_rescales_its_logits_is_refused(tmp_path):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    settings = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    Gemma2ForCausalLM(Gemma2Config(**settings)).save_pretrained(tmp_path / "capped")
+    with pytest.raises(UserError, match=r"capped: rescales its logits .*softcapping=30.0"):
+        load_policy(ModelSettings(name=str(tmp_path / "capped")))
+    plain = Gemma2Config(**settings, final_logit_softcapping=None)
+    Gemma2ForCausalLM(plain).save_pretrained(tmp_path / "plain")
+    assert load_policy(ModelSettings(name=str(tmp_path / "plain"))).config.model_type == "gemma2"

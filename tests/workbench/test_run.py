@@ -385,3 +385,14 @@ def test_a_sealed_folder_is_known_by_its_manifest(done):
 def test_a_hub_id_is_known_by_its_name_and_the_embedded_model_by_its_hash(runs):
     assert fingerprint("owner/name") == "owner/name"
     assert fingerprint(embedded.NAME) == embedded.GGUF_SHA256[:16]
+
+
+def test_starting_sweeps_what_a_killed_run_left_half_written(open_run):
+    stage = open_run()
+    stage.checkpoints.mkdir()
+    left = [stage.path / ".model.0a_bcdef", stage.checkpoints / ".checkpoint-3.x1y2z3w4"]
+    for folder in left:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    open_run()
+    assert not any(folder.exists() for folder in left)

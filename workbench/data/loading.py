@@ -1,6 +1,7 @@
 """Loading: one source, local or on the hub, as checked rows of one kind."""
 
 import difflib
+import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -76,12 +77,13 @@ def load(
     limit: int | None = None,
     skip_bad_rows: bool = False,
 ) -> Loaded:
-    """Load and check the rows of a file, a folder, the demo's own data or a hub data set.
+    """Load and check the rows of a file, a folder, the demo's data, human votes or a hub data set.
 
     Args:
         source: a `.jsonl`, `.json`, `.csv` or `.parquet` file; a folder of such files (`train.*`
             and `test.*` are its splits) or one written by `datasets.save_to_disk`;
-            `demo:prompts` or `demo:demonstrations`; else a hub id `owner/name[:config]`.
+            `demo:prompts` or `demo:demonstrations`; `ratings:URL[#campaign]`, the votes in a
+            database of `rlhf ui` as preferences; else a hub id `owner/name[:config]`.
         accept: the kinds the caller can use.
         split: the split to load. None takes `train` where a source has several splits, and
             everything where it has none. For a single file, the rows whose `split` column
@@ -243,6 +245,8 @@ def _open(source: str) -> _Splits:
         raise UserError("the data source is empty; name a file, a folder or a hub id")
     if source.startswith("demo:"):
         return {"": [_file(_demo(source))]}
+    if source.startswith("ratings:"):
+        return {"": [_Piece(source, partial(_ratings, source))]}
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -274,6 +278,12 @@ def _demo(source: str) -> Path:
     if not path.is_file():
         raise UserError(f"{source}: {path} is missing; install the package again")
     return path
+
+
+def _ratings(source: str) -> Iterator[Located]:
+    # By name: this package knows no other, and the database's libraries load only when asked for.
+    rows = importlib.import_module("ui.ratings_source").source_rows(source.removeprefix("ratings:"))
+    return ((f"{source}:{number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _folder(path: Path) -> _Splits:

@@ -51,7 +51,7 @@ def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[li
     if len(order) < 2:
         raise UserError(
             f"held-out fraction {fraction}: {len(order)} distinct prompt cannot be divided; "
-            "add prompts or set the fraction to 0"
+            "add prompts, or name held-out data (data.test)"
         )
     count = min(max(round(fraction * len(order)), 1), len(order) - 1)
     held = set(order[:count])

@@ -94,7 +94,7 @@ def paint_gold_by_kl(axes: "Axes", comparison: Comparison | None, ppo: Metrics |
     """Paint gold score against √KL, the distance from SFT (Gao et al. 2022, figure 1)."""
     words = []
     if ppo is not None and (line := _by_kl(ppo, "eval/gold")):
-        _line(axes, line, "PPO in training")
+        _line(axes, line, "PPO in training, on its own prompts")
         words.append(f"PPO in training: {ends([y for _, y in line])}")
     table = comparison.table.get("sampled", {}) if comparison is not None else {}
     colour = roles(list(table))

@@ -1,0 +1,120 @@
+"""The numbers of a campaign as a researcher reads them: who wins, how surely, how good raters are.
+
+Reads the votes once; everything shown together is of the same moment.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ui import plots
+from ui.agreement import Agreement, RaterQuality, agreement, rater_quality
+from ui.html import render
+from ui.leaderboard import (
+    BradleyTerry,
+    ControlledWinRate,
+    Cost,
+    WinRate,
+    bradley_terry,
+    controlled_win_rates,
+    cost,
+    votes_needed,
+    win_rates,
+)
+from ui.outcomes import Outcomes, read_outcomes
+from ui.store import Store
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """What is known of a campaign.
+
+    Attributes:
+        everything: all outcomes; progress and cost are of these.
+        outcomes: those looked at: of one category, or without some raters.
+        failed: raters whose checks say that they guess or hurry.
+        left_out: those of them that were left out.
+        rates: of every two models.
+        controlled: likewise, at equal length.
+        board: the models' strengths.
+        agreement: of the raters.
+        raters: each of them, over all outcomes.
+        cost: so far and to the end.
+    """
+
+    everything: Outcomes
+    outcomes: Outcomes
+    failed: tuple[str, ...]
+    left_out: tuple[str, ...]
+    rates: list[WinRate]
+    controlled: list[ControlledWinRate]
+    board: BradleyTerry
+    agreement: Agreement
+    raters: list[RaterQuality]
+    cost: Cost
+
+    def numbers(self) -> str:
+        """Return the key numbers as HTML."""
+        return render(
+            "numbers.html",
+            cost=self.cost,
+            raters=len(self.everything.raters),
+            agreement=self.agreement,
+            left_out=self.left_out,
+        )
+
+    def results(self) -> str:
+        """Return the plots and tables of models as HTML."""
+        needed = [votes_needed(rate) for rate in self.rates]
+        drawn = [
+            plots.win_rates(self.rates, self.controlled),
+            plots.strengths(self.board),
+            plots.agreement(self.agreement),
+            plots.votes_over_time(self.everything, self.cost),
+        ]
+        return render(
+            "results.html",
+            plots=drawn,
+            rates=list(zip(self.rates, self.controlled, needed, strict=True)),
+            board=self.board,
+            agreement=self.agreement,
+            unit=self.outcomes.length_unit,
+        )
+
+    def people(self) -> str:
+        """Return the plot and the table of raters as HTML."""
+        return render("raters.html", plot=plots.raters(self.raters), raters=self.raters)
+
+
+def read_dashboard(
+    store: Store, campaign: str, *, category: str | None = None, drop_failed: bool = False
+) -> Dashboard:
+    """Read the votes of a campaign and work out its numbers.
+
+    Args:
+        store: of ratings.
+        campaign: its name.
+        category: looks at the items of one category only.
+        drop_failed: leaves out raters that failed their checks.
+
+    Raises:
+        UserError: when there is no campaign of that name.
+    """
+    everything = read_outcomes(store, campaign)
+    raters = rater_quality(everything)
+    failed = tuple(rater.rater for rater in raters if rater.problems)
+    left_out: Collection[str] = failed if drop_failed else ()
+    looked_at = everything.without(left_out) if left_out else everything
+    if category is not None:
+        looked_at = looked_at.only(category)
+    return Dashboard(
+        everything=everything,
+        outcomes=looked_at,
+        failed=failed,
+        left_out=tuple(left_out),
+        rates=win_rates(looked_at),
+        controlled=controlled_win_rates(looked_at),
+        board=bradley_terry(looked_at),
+        agreement=agreement(looked_at),
+        raters=raters,
+        cost=cost(everything),
+    )

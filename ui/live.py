@@ -1,0 +1,149 @@
+"""Models that answer while somebody waits: loaded once, streamed as they write."""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from ui.chats import Reply
+from ui.errors import Refused
+from workbench.chat import Messages, decode, query_ids
+from workbench.generation import SamplingSettings, StopText, generate
+from workbench.models import ModelSettings, load_policy, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PAUSE = 0.05  # seconds between two looks at what has been written
+
+
+@dataclass(frozen=True)
+class _Model:
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    turn: threading.Lock  # one answer at a time: a second would slow down both
+
+
+class LiveModels:
+    """Loads models when they are first asked for, and lets them answer."""
+
+    def __init__(self, sampling: SamplingSettings | None = None) -> None:
+        """Set up.
+
+        Args:
+            sampling: length and temperature of the answers.
+        """
+        self.sampling = sampling or SamplingSettings(max_new_tokens=256, temperature=0.7)
+        self._loading = threading.Lock()
+        self._models: dict[str, _Model] = {}
+
+    def load(self, where: str) -> _Model:
+        """Return the model of a hub id or folder.
+
+        Raises:
+            UserError: when it cannot be loaded.
+        """
+        with self._loading:
+            if where not in self._models:
+                model, tokenizer = load_policy(ModelSettings(name=where)), load_tokenizer(where)
+                self._models[where] = _Model(model.eval(), tokenizer, threading.Lock())
+            return self._models[where]
+
+    def answer(
+        self, wheres: Sequence[str], conversations: Sequence[Messages]
+    ) -> Iterator[list[str] | list[Reply]]:
+        """Let models answer side by side.
+
+        All show the same number of tokens until one has ended, so that a model cannot be told by
+        its speed.
+
+        Args:
+            wheres: hub id or folder of the model of each side.
+            conversations: what each is asked.
+
+        Yields:
+            The texts so far, and at the end the replies.
+
+        Raises:
+            Refused: `invalid`, when a conversation has grown too long for its model.
+            UserError: when a model cannot be loaded.
+        """
+        news: SimpleQueue[tuple[int, str | Reply | BaseException]] = SimpleQueue()
+        nobody_listens = threading.Event()
+        queries = [
+            self._query(self.load(where), messages)
+            for where, messages in zip(wheres, conversations, strict=True)
+        ]
+        for side, (where, query) in enumerate(zip(wheres, queries, strict=True)):
+            tap = _Tap(self.load(where).tokenizer, side, news, nobody_listens)
+            threading.Thread(
+                target=self._write, args=(self.load(where), query, tap), daemon=True
+            ).start()
+        texts: list[list[str]] = [[""] for _ in wheres]
+        replies: dict[int, Reply] = {}
+        try:
+            while len(replies) < len(wheres):
+                side, what = news.get()
+                if isinstance(what, BaseException):
+                    raise what
+                if isinstance(what, Reply):
+                    replies[side] = what
+                else:
+                    texts[side].append(what)
+                if news.empty():
+                    pace = min(
+                        (len(t) for k, t in enumerate(texts) if k not in replies), default=None
+                    )
+                    yield [written[:pace][-1] for written in texts]
+                    time.sleep(_PAUSE)
+            yield [replies[side] for side in range(len(wheres))]
+        finally:
+            nobody_listens.set()
+
+    def _query(self, loaded: _Model, messages: Messages) -> list[int]:
+        query = query_ids(loaded.tokenizer, messages)
+        sizes = loaded.model.config.to_dict()
+        positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
+        if positions is not None and len(query) + self.sampling.max_new_tokens > positions:
+            raise Refused("invalid", "this is too long for the models; vote, or write less")
+        return query
+
+    def _write(self, loaded: _Model, query: list[int], tap: "_Tap") -> None:
+        try:
+            with loaded.turn:
+                response = generate(
+                    loaded.model,
+                    [query],
+                    self.sampling,
+                    eos_token_id=loaded.tokenizer.eos_token_id,
+                    seed=secrets.randbelow(2**31),
+                    stop=tap,
+                )[0]
+        except BaseException as error:  # noqa: BLE001 - raised again where somebody sees it
+            tap.news.put((tap.side, error))
+        else:
+            text = decode(loaded.tokenizer, response.ids)
+            tap.news.put((tap.side, Reply(text, len(response.ids), response.finished)))
+
+
+class _Tap(StopText):
+    """Reports the text after every token, and stops an answer that nobody waits for."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        side: int,
+        news: "SimpleQueue[tuple[int, str | Reply | BaseException]]",
+        nobody_listens: threading.Event,
+    ) -> None:
+        super().__init__(tokenizer, ())
+        self.side, self.news, self._nobody_listens = side, news, nobody_listens
+
+    def __call__(self, ids: Sequence[int]) -> bool:
+        """Report, and return whether to stop."""
+        # A character of several tokens shows as U+FFFD until it is complete.
+        self.news.put((self.side, decode(self.tokenizer, ids).rstrip("\ufffd")))
+        return self._nobody_listens.is_set()
