@@ -5,12 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FAST   ?=
 
-.PHONY: help setup demo test lint format wheel results figures clean
+.PHONY: help setup demo ui test lint format wheel results figures screenshots clean
 
 help:
 	@echo "make demo         run SFT, reward model, PPO and the comparison on a real model (FAST=1: a small one)"
+	@echo "make ui           serve the rating app on 127.0.0.1, with the demo's model if there is one"
 	@echo "make test         lint, types and the whole test suite, without a network"
 	@echo "make results      the measured tables of docs/results.md, from scratch (hours)"
+	@echo "make bench-ui     the rating server under load and killed, and a dashboard of a million votes"
 	@echo "make wheel        build the wheel into dist/"
 	@echo "make clean        remove the environment and caches; runs/ stays"
 
@@ -29,11 +31,21 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/rlhf demo $(if $(FAST),--fast)
 
+# Two models are compared; with the base model alone, raters put four of its answers in order.
+ui: $(STAMP)
+	@if test -e runs/demo/ppo/model/config.json; then \
+	  set -- --models base=smollm2-135m-instruct,aligned=runs/demo/ppo/model; \
+	else \
+	  echo "no aligned model yet ('make demo' trains one): raters order answers of the base model"; \
+	  set -- --models base=smollm2-135m-instruct --campaign ranking --mode ranking --samples 4; \
+	fi; exec $(BIN)/rlhf ui --limit 24 --max-new-tokens 64 "$$@"
+
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q --prompt-suite prompts/suites/smoke.yaml --prompt-models base=smollm2-135m-instruct --prompt-baseline prompts/baselines
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -51,6 +63,13 @@ results: $(STAMP)
 
 figures: $(STAMP)
 	$(BIN)/rlhf report runs/demo --figures docs/img
+
+screenshots: $(STAMP)
+	$(BIN)/python -m benchmarks.ui_screenshots docs/img
+
+bench-ui: $(STAMP)
+	$(BIN)/python -m benchmarks.ui_load
+	$(BIN)/python -m benchmarks.ui_million
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -90,8 +90,9 @@ class Assertion(BaseModel):
                 JsonSchema.model_validate(value)
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
-            at = ".".join(map(str, fault["loc"])) or "schema"
-            raise FieldError(f"JSON Schema: {at}: {fault['msg']}", "value") from None
+            at = ".".join(map(str, fault["loc"][-6:])) or "schema"
+            reason = fault["msg"].removeprefix("Value error, ")
+            raise FieldError(f"JSON Schema: {at}: {reason}", "value") from None
         except ValueError as error:
             raise FieldError(str(error), "value") from None
 

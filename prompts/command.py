@@ -225,12 +225,14 @@ def schema(
 
     Example: `rlhf prompts schema --out template.schema.json`
     """
+    from prompts.runner import check_writable
     from prompts.suite import SuiteFile
     from prompts.template import Template
     from workbench.files import write_json
 
     found = Template.json_schema() if kind == "template" else SuiteFile.json_schema()
     if out is not None:
+        check_writable(out)
         write_json(out, found)
         console.print(str(out), markup=False)
     else:

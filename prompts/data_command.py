@@ -170,6 +170,9 @@ def _annotator(
 def _check_out(data: Path, out: Path) -> None:
     if out.exists() and out.samefile(data):
         raise UserError(f"--out {out}: is the file that is read; write to another")
+    from prompts.runner import check_writable
+
+    check_writable(out)
 
 
 def _write(found: "Annotation", out: Path) -> None:

@@ -17,6 +17,7 @@ Key = tuple[str | int, ...]
 MAX_BYTES = 200_000
 MAX_VALUES = 50_000  # aliases count each time they are used: a few lines can stand for billions
 MAX_DEPTH = 30
+MOST_NAMED = 20  # names that a message lists
 # What PyYAML raises, beside its own errors, for tagged values such as `!!bool maybe`.
 UNREADABLE = (
     yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
@@ -115,12 +116,16 @@ def validated(source: Source, model: type[M]) -> M:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'?`, or the known names when none is near."""
+    """Return `did you mean 'x'?`, or the known names, the first of many, when none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
         return f"did you mean '{near[0]}'?"
-    return f"there are: {', '.join(names)}" if names else "there are none"
+    if not names:
+        return "there are none"
+    more = len(names) - MOST_NAMED
+    some = f"{', '.join(names[:MOST_NAMED])} and {more} more" if more > 1 else ", ".join(names)
+    return f"there are: {some}"
 
 
 def _read_text(path: Path) -> str:
@@ -176,8 +181,11 @@ def _survey(path: Path, top: yaml.Node, at: Key, lines: dict[Key, int], blocks: 
             raise UserError(f"{path}: more than {MAX_VALUES:,} values, aliases (*name) counted")
         if len(keys) > MAX_DEPTH:
             raise UserError(f"{where}: nested too deeply; at most {MAX_DEPTH} levels")
-        if isinstance(node, yaml.ScalarNode) and node.style == "|":
-            blocks.add(keys)
+        if isinstance(node, yaml.ScalarNode):
+            if node.style == "|":
+                blocks.add(keys)
+            if any("\ud800" <= character <= "\udfff" for character in node.value):
+                raise UserError(f"{where}: half a character (\\ud800 to \\udfff); write it whole")
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
                 lines[*keys, index] = value.start_mark.line + 1

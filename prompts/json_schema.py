@@ -1,10 +1,12 @@
 """JSON Schema: whether a JSON value has the form that a schema asks for."""
 
-import re
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic.alias_generators import to_camel
+
+from prompts.answers import MAX_SECONDS, compile_pattern
+from workbench.errors import UserError
 
 JsonType = Literal["object", "array", "string", "boolean", "null", "number", "integer"]
 
@@ -28,14 +30,24 @@ class JsonSchema(BaseModel):
     max_items: int | None = None
     min_length: int | None = None
     max_length: int | None = None
-    pattern: re.Pattern[str] = re.compile("")
+    pattern: str = ""
     minimum: float | None = None
     maximum: float | None = None
     exclusive_minimum: float | None = None
     exclusive_maximum: float | None = None
 
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        compile_pattern(pattern)
+        return pattern
+
     def accepts(self, value: Any) -> bool:
-        """Return whether a JSON value is valid."""
+        """Return whether a JSON value is valid.
+
+        Raises:
+            UserError: when `pattern` searches for too long.
+        """
         given = self.model_fields_set
         types = self.type if isinstance(self.type, list) else [self.type]
         if "type" in given and not any(_has_type(value, name) for name in types):
@@ -52,8 +64,8 @@ class JsonSchema(BaseModel):
             inside = self.items is None or all(map(self.items.accepts, value))
             return inside and _within(len(value), self.min_items, self.max_items)
         if isinstance(value, str):
-            found = self.pattern.search(value) is not None
-            return found and _within(len(value), self.min_length, self.max_length)
+            fits = _within(len(value), self.min_length, self.max_length)
+            return fits and _found(self.pattern, value)
         if _is_number(value):
             below = self.exclusive_maximum is None or value < self.exclusive_maximum
             above = self.exclusive_minimum is None or value > self.exclusive_minimum
@@ -69,6 +81,16 @@ class JsonSchema(BaseModel):
             elif other is False or (isinstance(other, JsonSchema) and not other.accepts(part)):
                 return False
         return all(name in value for name in self.required)
+
+
+def _found(pattern: str, text: str) -> bool:
+    try:
+        return compile_pattern(pattern).search(text, timeout=MAX_SECONDS) is not None
+    except TimeoutError:
+        raise UserError(
+            f"JSON Schema: pattern {pattern!r} searched {len(text)} characters for over "
+            f"{MAX_SECONDS:g} s; repeats within repeats, such as (a+)+, explode: rewrite them"
+        ) from None
 
 
 def _has_type(value: Any, name: JsonType) -> bool:

@@ -30,6 +30,13 @@ Fields = Annotated[
         "question=prompt[0].content; may be repeated",
     ),
 ]
+DataFile = Annotated[
+    Path | None, typer.Option("--data", help="file of items, in place of the suite's")
+]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", help="field of the right answer, in place of the suite's"),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="use only the first so many items")]
 BatchSize = Annotated[int, typer.Option(min=1, help="prompts decoded together")]
 CacheFile = Annotated[

@@ -122,6 +122,7 @@ class _Part:
             values["passages"] = passages
         try:
             text = concat(self.jinja.root_render_func(self.jinja.new_context(values)))
+            text.encode()  # neither files nor tokenizers take half a character
         except FAILURES as error:
             line = self._line(error.__traceback__)
             raise self.template.error(

@@ -244,8 +244,13 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD
     try:
         return Record.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; the run was not finished, start it again") from None
+    except (FileNotFoundError, NotADirectoryError):
+        if not folder.is_dir():
+            what = "no such folder; give the folder of a `rlhf prompts run`"
+            raise UserError(f"{folder}: {what}") from None
+        raise UserError(
+            f"{path}: not found; the run was not finished, or the folder is none of a run"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -82,7 +83,8 @@ def run_suite(
         precision: compute type of the models.
 
     Raises:
-        UserError: for an item, template, model or folder that does not fit; nothing is written.
+        UserError: for an item, template, model or folder that does not fit, or a folder that
+            cannot be written; nothing is written.
     """
     started = time.time()
     _check_names(models)
@@ -107,6 +109,7 @@ def run_suite(
     }
     prompts = [render_all(entry.template, items, entry.name) for entry in suite.entries]
     hashes = [content_hash(entry.template) for entry in suite.entries]
+    check_writable(out)
     known = Cache(cache)
     try:
         loaded = {
@@ -159,6 +162,22 @@ def run_suite(
         write_text(folder / RESULTS, "".join(lines))
         write_json(folder / RECORD, record)
     return Run(out, len(rows), generated, cached, time.time() - started)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file or folder that cannot be written, before work is spent on what it will hold.
+
+    Raises:
+        UserError: names the path and says why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); choose another place with --out"
+        ) from None
 
 
 def run_folder(suite: str, name: str | None = None) -> Path:

@@ -374,6 +374,10 @@ def words(error: BaseException) -> str:
     """Say what one of `FAILURES` means."""
     if isinstance(error, RecursionError | MemoryError | SyntaxError):
         return "is nested too deeply; simplify it"
+    if isinstance(error, NameError) or "integer string conversion" in str(error):
+        return "holds a number that is too large"  # Jinja writes 1e999 as the name `inf`
+    if isinstance(error, UnicodeEncodeError):
+        return "renders half a character (\\ud800 to \\udfff); write it whole"
     if isinstance(error, TemplateError):
         return str(error.message or "is not valid Jinja").rstrip(".")
     return f"{type(error).__name__}: {error}"

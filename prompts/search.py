@@ -3,7 +3,7 @@
 import random
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from prompts.conversations import render_all
 from prompts.documents import nearest
 from prompts.items import Item, load_items
 from prompts.results import Cell, read_results
-from prompts.runner import run_suite
+from prompts.runner import check_writable, run_suite
 from prompts.search_result import Search, Trial
 from prompts.suite import Entry, Suite, targets_of
 from prompts.template import Template
@@ -49,6 +49,10 @@ def search(
     cache: Path | None,
     budget: int,
     name: str = "model",
+    data: Path | None = None,
+    fields: Mapping[str, str] | None = None,
+    target: str | None = None,
+    limit: int | None = None,
     candidates: int = 16,
     instructions: Sequence[str] | None = None,
     bootstrap: bool = False,
@@ -76,6 +80,10 @@ def search(
         budget: answers that may be asked for, those of held-out items and bootstrapping included;
             those of judges not.
         name: what results call the model.
+        data: file of items, in place of the suite's.
+        fields: new fields of the items by name, as expressions over their rows (`load_items`).
+        target: field of the right answer, in place of the suite's.
+        limit: use the first so many items, in place of the suite's limit.
         candidates: how many to try; fewer where the budget does not reach.
         instructions: texts in the place of the template's own; None takes those that stand beside
             its file, if any.
@@ -93,8 +101,12 @@ def search(
     entry = _entry(suite, template)
     start = entry.template
     _check_settings(dev_share, alpha, out)
-    items = load_items(suite.data, suite.settings.limit)
-    targets_of(suite, items, suite.data)
+    own = suite  # of the pool, whose rows have the fields that the suite's own items have
+    if target is not None:
+        suite = replace(suite, settings=suite.settings.model_copy(update={"target": target}))
+    path = data or suite.data
+    items = load_items(path, suite.settings.limit if limit is None else limit, fields)
+    targets_of(suite, items, path)
     render_all(start, items, entry.name)  # what is wrong with an item is said of its own file
     dev, held_out = split(items, dev_share, seed)
     pool = load_items(start.pool_path) if start.pool_path is not None else []
@@ -107,12 +119,13 @@ def search(
     fixed = price * (2 * len(held_out) + (len(pool) if bootstrap else 0))
     steps = _affordable(candidates, 1 + len(texts), len(dev), budget, price, fixed)
     with tempfile.TemporaryDirectory() as folder:
-        run = _Runs(suite, name, model, Path(folder), cache, batch_size, precision)
+        known = cache or Path(folder) / "known.sqlite"
+        run = _Runs(suite, {name: model}, Path(folder), known, batch_size, precision)
         write_items(out / "dev.jsonl", dev)
         write_items(out / "held_out.jsonl", held_out)
         chains, answers = None, 0
         if bootstrap and start.pool_path is not None:
-            (cell,) = run([entry], start.pool_path, len(pool))
+            (cell,) = replace(run, suite=own)([entry], start.pool_path, len(pool))
             chains, answers = write_chains(cell, pool, joint, out / CHAINS), price * len(pool)
         drawn = draw_candidates(start, pool, texts, chains, steps[0].candidates, seed)
         if len(drawn) < steps[0].candidates:
@@ -183,16 +196,16 @@ def halving(count: int, items: int, evaluations: int) -> tuple[Rung, ...]:
     return (*early, Rung(last.candidates, min(items, last.items + more)))
 
 
+@dataclass(frozen=True)
 class _Runs:
     """Runs entries of a suite on given items with one model, all with one cache."""
 
-    def __init__(
-        self, suite: Suite, name: str, model: str, folder: Path, cache: Path | None,
-        batch_size: int, precision: Precision,
-    ) -> None:  # fmt: skip
-        self.suite, self.models, self.folder = suite, {name: model}, folder
-        self.cache = cache or folder / "known.sqlite"
-        self.batch_size, self.precision = batch_size, precision
+    suite: Suite
+    models: Mapping[str, str]
+    folder: Path
+    cache: Path
+    batch_size: int
+    precision: Precision
 
     def __call__(
         self, entries: Sequence[Entry], data: Path, limit: int, out: Path | None = None
@@ -283,3 +296,4 @@ def _check_settings(dev_share: float, alpha: float, out: Path) -> None:
             raise UserError(f"{key} must lie between 0 and 1 (is {value:g})")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / SEARCH).exists())):
         raise UserError(f"{out}: holds something else; choose another folder with --out")
+    check_writable(out)

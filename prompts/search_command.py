@@ -9,10 +9,15 @@ from prompts.options import (
     BatchSize,
     CacheFile,
     ComputeType,
+    DataFile,
+    Fields,
     LibraryFolder,
+    Limit,
     NoCache,
+    Target,
     cache_file,
     library_of,
+    named_fields,
     named_models,
     suite_file,
 )
@@ -34,6 +39,10 @@ def search(
     model: Annotated[str, typer.Option(help="hub id, folder or name=model")] = (
         "base=smollm2-135m-instruct"
     ),
+    data: DataFile = None,
+    fields: Fields = None,
+    target: Target = None,
+    limit: Limit = None,
     candidates: Annotated[
         int, typer.Option(min=2, help="how many to try; fewer where the budget does not reach")
     ] = 16,
@@ -96,6 +105,10 @@ def search(
         cache=cache_file(cache, no_cache),
         budget=budget,
         name=next(iter(named)),
+        data=data,
+        fields=named_fields(fields or []),
+        target=target,
+        limit=limit,
         candidates=candidates,
         instructions=None if instructions is None else read_instructions(instructions),
         bootstrap=bootstrap,

@@ -1,6 +1,7 @@
 """SQL: read-only queries on a database in memory, with bounded work, and rows compared."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from workbench.errors import UserError
@@ -8,6 +9,9 @@ from workbench.errors import UserError
 MAX_STEPS = 2_000_000  # instructions of SQLite's virtual machine: well under a second
 TICK = 1_000  # instructions between two looks at the count
 MAX_ROWS = 10_000
+MAX_SIZE = 10_000_000  # characters and bytes of all rows together
+MAX_VALUE = 1_000_000  # longest value that a schema may insert, in bytes
+MAX_PAGES = 10_000  # of 4 KiB: the largest database that a schema may build
 MAX_TEXT = 20_000  # longest query and longest value, in bytes
 
 
@@ -42,6 +46,8 @@ def read_rows(schema: str, query: str) -> list[tuple[Any, ...]] | str:
     ticks = iter(range(MAX_STEPS // TICK))
     database = sqlite3.connect(":memory:")
     try:
+        database.execute(f"PRAGMA max_page_count = {MAX_PAGES}")
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
         database.set_progress_handler(lambda: next(ticks, None) is None, TICK)
         database.set_authorizer(building)
         try:
@@ -54,12 +60,24 @@ def read_rows(schema: str, query: str) -> list[tuple[Any, ...]] | str:
         database.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_TEXT)
         database.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000)
         try:
-            rows = database.execute(query).fetchmany(MAX_ROWS + 1)
+            return _fetched(database.execute(query))
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             return str(error)
-        return rows if len(rows) <= MAX_ROWS else f"more than {MAX_ROWS} rows"
     finally:
         database.close()
+
+
+def _fetched(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]] | str:
+    fetched: list[tuple[Any, ...]] = []
+    size = 0
+    for row in rows:
+        fetched.append(row)
+        size += sum(len(value) if isinstance(value, str | bytes) else 1 for value in row)
+        if len(fetched) > MAX_ROWS:
+            return f"more than {MAX_ROWS} rows"
+        if size > MAX_SIZE:
+            return f"rows of more than {MAX_SIZE:,} characters"
+    return fetched
 
 
 def same_rows(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]], *, ordered: bool) -> bool:

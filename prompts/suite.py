@@ -1,5 +1,6 @@
 """The suite file: which templates answer which items, how they are scored and what must hold."""
 
+import os.path
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -131,7 +132,8 @@ class Suite:
     @property
     def data(self) -> Path:
         """The file of its items."""
-        return self.path.parent / self.settings.data
+        # Without `..`, since messages and run.json show it.
+        return Path(os.path.normpath(self.path.parent / self.settings.data))
 
     @property
     def thresholds(self) -> dict[str, dict[str, float]]:

@@ -13,12 +13,14 @@ from prompts.options import (
     By,
     CacheFile,
     ComputeType,
+    DataFile,
     Fields,
     LibraryFolder,
     Limit,
     NoCache,
     Note,
     RunFolder,
+    Target,
     cache_file,
     library_of,
     named_fields,
@@ -50,13 +52,9 @@ def run(
         list[str] | None,
         typer.Option("--template", help="only this template of the suite; may be repeated"),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="file of items, in place of the suite's")
-    ] = None,
+    data: DataFile = None,
     fields: Fields = None,
-    target: Annotated[
-        str | None, typer.Option(help="field of the right answer, in place of the suite's")
-    ] = None,
+    target: Target = None,
     limit: Limit = None,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="answers per item; greedy ones collapse to one")
@@ -232,10 +230,12 @@ def draw(run: Path, out: Path | None = None) -> "Report":
     """Write the summary and the reports of a run and return what they are drawn from."""
     from prompts.report import read_report
     from prompts.reporting import write_reports
-    from prompts.summary import write_summary
+    from prompts.runner import check_writable
+    from prompts.summary import SUMMARY, write_summary
 
     found = read_report(run)
     folder = out or run
+    check_writable(folder / SUMMARY)
     write_summary(folder, found.record.suite, found.summaries)
     write_reports(found, folder)
     return found

@@ -12,7 +12,7 @@ from workbench.settings import OptimizerSettings
 class DataSettings:
     """Preferences to learn from."""
 
-    train: str = option("", "preference pairs or rankings: hub id, file or folder")
+    train: str = option("", "preference pairs or rankings: hub id, file, folder, or ratings:URL")
     train_split: str | None = option(None, "split to read, where the source has several")
     test: str | None = option(
         None, "held-out data; null takes test_fraction of the training prompts"

@@ -17,6 +17,7 @@ from workbench.data import Kind, load, split_by_prompt
 from workbench.errors import UserError
 from workbench.logs import console, is_main_process
 from workbench.models import freeze_lower_layers, load_scorer, load_tokenizer, lora_config
+from workbench.passwords import masked
 from workbench.run import StageRun
 from workbench.scorer import RewardModel, write_normalizer
 from workbench.trainer import RunLog, WholeCheckpoints, save_model, train, trainer_arguments
@@ -96,7 +97,7 @@ def run(config: RewardStage) -> Path:
     }
     what = (
         f"Reward model from `{config.model.name}`, "
-        f"trained on {train_set.pairs} pairs of `{data.train}`."
+        f"trained on {train_set.pairs} pairs of `{masked(data.train)}`."
     )
     notes = (
         "The logit is the raw score, read at the last token, EOS included. "

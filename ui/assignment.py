@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from ui.campaigns import find_campaign
 from ui.errors import Refused
 from ui.schedule import (
+    OPEN_ITEMS,
+    OWN,
     RECENT,
+    UNSEEN_GOLD,
+    bound,
     drawn_numbers,
     drawn_order,
     items_left,
-    open_items,
     own_assignments,
     seen_so_far,
-    unseen_gold,
     wish,
 )
 from ui.schema import Answer, Assignment, Campaign, Item, Mode, Purpose, User, Vote
@@ -28,6 +30,63 @@ from ui.store import Store, log_event
 from workbench.chat import Prompt
 
 _MOST_GIVEN_BACK = 500
+# The statements of every vote, made once (see `ui.schedule`).
+# FOR NO KEY UPDATE: others may go on referring to the row.
+_RATER = select(User).where(User.name == bindparam("name")).with_for_update(key_share=True)
+# The last one lent: after an undo that is the item that was opened again.
+_LENT = (
+    select(Assignment.id)
+    .where(*OWN, Assignment.status == "leased")
+    .order_by(Assignment.expires.desc())
+    .limit(1)
+)
+_EXPIRED = (
+    select(Assignment.id, Assignment.item_id, Assignment.purpose)
+    .where(
+        Assignment.campaign_id == bindparam("campaign"),
+        Assignment.status == "leased",
+        Assignment.expires <= bindparam("now"),
+    )
+    .order_by(Assignment.item_id)  # everybody locks in the same order
+    .limit(_MOST_GIVEN_BACK)
+    # Waits for others who give the same back: what they free would not be seen otherwise.
+    .with_for_update()
+)
+_SHOWN = (
+    select(Assignment, Item, Campaign, User)
+    .join(Item, Item.id == Assignment.item_id)
+    .join(Campaign, Campaign.id == Assignment.campaign_id)
+    .join(User, User.id == Assignment.user_id)
+    .where(Assignment.id == bindparam("assignment"))
+)
+_TEXTS = select(Answer.id, Answer.text).where(Answer.item_id == bindparam("item"))
+_ANSWERS = select(Answer.id).where(Answer.item_id == bindparam("item")).order_by(Answer.id)
+_POSITION = select(Item.position).where(Item.id == bindparam("item"))
+_TAKE = (
+    update(Item)
+    .where(Item.id == bindparam("item"), Item.taken < bindparam("most"))
+    .values(taken=Item.taken + 1)
+    .returning(Item.id)
+    .execution_options(synchronize_session=False)
+)
+# A lease of one's own that ran out: the same row again, in the same order.
+_RENEW = (
+    update(Assignment)
+    .where(
+        Assignment.item_id == bindparam("item"),
+        Assignment.user_id == bindparam("rater"),
+        Assignment.repeat_of.is_(None),
+    )
+    .values(status="leased", created=bindparam("now"), expires=bindparam("until"))
+    .returning(Assignment.id)
+    .execution_options(synchronize_session=False)
+)
+_NEXT_OPEN = OPEN_ITEMS.order_by(Item.taken, Item.position).limit(1)
+# Items that others are taking at this moment are passed over, and waited for only if there are no
+# others. (SQLite has one writer and knows no such locks.)
+_NEXT_LOCKED = tuple(
+    _NEXT_OPEN.with_for_update(skip_locked=skip_locked, of=Item) for skip_locked in (True, False)
+)
 
 
 @dataclass(frozen=True)
@@ -79,11 +138,7 @@ def next_assignment(store: Store, campaign: str, user: str, now: datetime) -> Sh
             raise Refused("closed", f"campaign {campaign}: it is closed; thank you")
         _give_back_expired(session, asked, now)
         expires = now + timedelta(seconds=asked.lease_seconds)
-        # The last one lent: after an undo that is the item that was opened again.
-        held = (*own_assignments(asked, rater), Assignment.status == "leased")
-        lent = session.scalar(
-            select(Assignment.id).where(*held).order_by(Assignment.expires.desc()).limit(1)
-        )
+        lent = session.scalar(_LENT, bound(asked, rater))
         if lent is not None:
             extended = update(Assignment).where(Assignment.id == lent).values(expires=expires)
             session.execute(extended)
@@ -110,15 +165,9 @@ def left(store: Store, campaign: str, user: str) -> int:
 def shown(store: Store, assignment_id: str) -> Shown:
     """Return an assignment as its rater sees it."""
     with store.reading() as session:
-        assignment, item, campaign, rater = session.execute(
-            select(Assignment, Item, Campaign, User)
-            .join(Item, Item.id == Assignment.item_id)
-            .join(Campaign, Campaign.id == Assignment.campaign_id)
-            .join(User, User.id == Assignment.user_id)
-            .where(Assignment.id == assignment_id)
-        ).one()
-        of_item = select(Answer.id, Answer.text).where(Answer.item_id == item.id)
-        texts = dict(session.execute(of_item).all())
+        found = session.execute(_SHOWN, {"assignment": assignment_id})
+        assignment, item, campaign, rater = found.one()
+        texts = dict(session.execute(_TEXTS, {"item": item.id}).all())
         return Shown(
             assignment_id=assignment.id,
             prompt=item.prompt,
@@ -135,9 +184,7 @@ def lock_user(session: Session, name: str) -> User:
     Raises:
         Refused: `unknown` or `inactive`.
     """
-    # FOR NO KEY UPDATE: others may go on referring to the row.
-    locked = select(User).where(User.name == name).with_for_update(key_share=True)
-    rater = session.scalar(locked)
+    rater = session.scalar(_RATER, {"name": name})
     if rater is None:
         raise Refused("unknown", f"user {name!r}: there is no such account")
     if not rater.active:
@@ -147,9 +194,7 @@ def lock_user(session: Session, name: str) -> User:
 
 def take_place(session: Session, item_id: int, raters_per_item: int) -> bool:
     """Take a rater's place at a normal item, and return whether there was one."""
-    free = (Item.id == item_id, Item.taken < raters_per_item)
-    taken = update(Item).where(*free).values(taken=Item.taken + 1).returning(Item.id)
-    return session.scalar(taken.execution_options(synchronize_session=False)) is not None
+    return session.scalar(_TAKE, {"item": item_id, "most": raters_per_item}) is not None
 
 
 def give_place_back(session: Session, item_id: int, count: int = 1) -> None:
@@ -176,7 +221,7 @@ def _lend(
             purpose="swap",
             repeat_of=again.id,
         )
-    if wanted == "gold" and (unseen := session.scalars(unseen_gold(campaign, rater)).all()):
+    if wanted == "gold" and (unseen := session.scalars(UNSEEN_GOLD, bound(campaign, rater)).all()):
         return _lease(session, campaign, rater, (now, expires), drawn.choice(unseen), "gold")
     item_id = _free_item(session, campaign, rater)
     if item_id is None:
@@ -193,23 +238,13 @@ def _lease(
     purpose: Purpose,
 ) -> str:
     now, expires = times
-    # A lease of one's own that ran out: the same row again, in the same order.
-    mine = (
-        Assignment.item_id == item_id,
-        Assignment.user_id == rater.id,
-        Assignment.repeat_of.is_(None),
-    )
-    renewed: str | None = session.scalar(
-        update(Assignment)
-        .where(*mine)
-        .values(status="leased", created=now, expires=expires)
-        .returning(Assignment.id)
-    )
+    mine = {"item": item_id, "rater": rater.id, "now": now, "until": expires}
+    renewed: str | None = session.scalar(_RENEW, mine)
     if renewed is not None:
         return renewed
-    position = session.scalars(select(Item.position).where(Item.id == item_id)).one()
-    of_item = select(Answer.id).where(Answer.item_id == item_id).order_by(Answer.id)
-    order = drawn_order(campaign, position, rater.name, session.scalars(of_item).all())
+    position = session.scalars(_POSITION, mine).one()
+    answers = session.scalars(_ANSWERS, mine).all()
+    order = drawn_order(campaign, position, rater.name, answers)
     return _insert(session, campaign, rater, times, item_id=item_id, order=order, purpose=purpose)
 
 
@@ -229,16 +264,14 @@ def _insert(
 
 def _free_item(session: Session, campaign: Campaign, rater: User) -> int | None:
     """Take a place at a normal item that the rater has not seen, and return the item's id."""
-    query = open_items(campaign, rater).order_by(Item.taken, Item.position).limit(1)
+    given = bound(campaign, rater)
     while True:
-        # Items that others are taking at this moment are passed over, and waited for only if
-        # there are no others. (SQLite has one writer and knows no such locks.)
-        for skip_locked in (True, False):
-            found = session.scalar(query.with_for_update(skip_locked=skip_locked, of=Item))
+        for locked in _NEXT_LOCKED:
+            found = session.scalar(locked, given)
             if found is not None and take_place(session, found, campaign.raters_per_item):
                 return found
         # What we waited for may have been filled meanwhile, while others are still free.
-        if session.scalar(query) is None:
+        if session.scalar(_NEXT_OPEN, given) is None:
             return None
 
 
@@ -261,18 +294,7 @@ def _earlier(session: Session, campaign: Campaign, rater: User) -> Sequence[str]
 
 
 def _give_back_expired(session: Session, campaign: Campaign, now: datetime) -> None:
-    rows = session.execute(
-        select(Assignment.id, Assignment.item_id, Assignment.purpose)
-        .where(
-            Assignment.campaign_id == campaign.id,
-            Assignment.status == "leased",
-            Assignment.expires <= now,
-        )
-        .order_by(Assignment.item_id)  # everybody locks in the same order
-        .limit(_MOST_GIVEN_BACK)
-        # Waits for others who give the same back: what they free would not be seen otherwise.
-        .with_for_update()
-    ).all()
+    rows = session.execute(_EXPIRED, {"campaign": campaign.id, "now": now}).all()
     if not rows:
         return
     ids = [row.id for row in rows]

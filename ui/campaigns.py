@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -34,6 +34,7 @@ from workbench.models import ModelSettings, load_policy, load_tokenizer
 
 LIVE: tuple[Mode, ...] = ("chat", "arena")  # raters write the prompts, models answer at once
 _NAME = re.compile(r"\w[\w .-]{0,127}")
+_NAMED = select(Campaign).where(Campaign.name == bindparam("name"))  # made once: of every vote
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def find_campaign(session: Session, name: str) -> Campaign:
     Raises:
         UserError: when there is none; names the nearest.
     """
-    campaign = session.scalar(select(Campaign).where(Campaign.name == storable(name)))
+    campaign = session.scalar(_NAMED, {"name": storable(name)})
     if campaign is None:
         known = list(session.scalars(select(Campaign.name).order_by(Campaign.id)))
         near = get_close_matches(name, known, n=1)

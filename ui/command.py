@@ -93,9 +93,10 @@ def ui(
             asked = {"source": prompts, "split": split, "limit": limit}
             _make_campaign(store, campaign, chosen, named, rows, asked, sampling, samples, seed)
             _load_live(store, campaign, live)
+        pages = _build(store, db, live)  # takes seconds; the address must work when it is shown
         _make_accounts(store)  # last, so that their passwords stand beside the address
         _say_where(store, host, port)
-        serve(_build(store, db, live), host, port)
+        serve(pages, host, port)
     finally:
         store.close()
 

@@ -1,13 +1,21 @@
 """The numbers of a campaign as a researcher reads them: who wins, how surely, how good raters are.
 
-Reads the votes once; everything shown together is of the same moment.
+Reads the votes once; everything shown together is of the same moment. Until the next vote it is
+not worked out again.
 """
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import func, select
 
 from ui import plots
 from ui.agreement import Agreement, RaterQuality, agreement, rater_quality
+from ui.campaigns import find_campaign
 from ui.html import render
 from ui.leaderboard import (
     BradleyTerry,
@@ -21,7 +29,12 @@ from ui.leaderboard import (
     win_rates,
 )
 from ui.outcomes import Outcomes, read_outcomes
+from ui.schema import Item, Vote
 from ui.store import Store
+
+_MOST_KEPT = 4  # dashboards; of a million votes one takes some 70 MB
+_kept: "WeakKeyDictionary[Store, dict[Any, Dashboard]]" = WeakKeyDictionary()
+_working = threading.Lock()  # two who ask at once are served by one computation
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class Dashboard:
     """What is known of a campaign.
 
     Attributes:
+        stamp: of the votes, read before them: when it is the same, so are they.
         everything: all outcomes; progress and cost are of these.
         outcomes: those looked at: of one category, or without some raters.
         failed: raters whose checks say that they guess or hurry.
@@ -41,6 +55,7 @@ class Dashboard:
         cost: so far and to the end.
     """
 
+    stamp: tuple[int, ...]
     everything: Outcomes
     outcomes: Outcomes
     failed: tuple[str, ...]
@@ -54,6 +69,18 @@ class Dashboard:
 
     def numbers(self) -> str:
         """Return the key numbers as HTML."""
+        return self._numbers
+
+    def results(self) -> str:
+        """Return the plots and tables of models as HTML."""
+        return self._results
+
+    def people(self) -> str:
+        """Return the plot and the table of raters as HTML."""
+        return self._people
+
+    @cached_property
+    def _numbers(self) -> str:
         return render(
             "numbers.html",
             cost=self.cost,
@@ -62,8 +89,8 @@ class Dashboard:
             left_out=self.left_out,
         )
 
-    def results(self) -> str:
-        """Return the plots and tables of models as HTML."""
+    @cached_property
+    def _results(self) -> str:
         needed = [votes_needed(rate) for rate in self.rates]
         drawn = [
             plots.win_rates(self.rates, self.controlled),
@@ -80,8 +107,8 @@ class Dashboard:
             unit=self.outcomes.length_unit,
         )
 
-    def people(self) -> str:
-        """Return the plot and the table of raters as HTML."""
+    @cached_property
+    def _people(self) -> str:
         return render("raters.html", plot=plots.raters(self.raters), raters=self.raters)
 
 
@@ -99,6 +126,30 @@ def read_dashboard(
     Raises:
         UserError: when there is no campaign of that name.
     """
+    with _working:
+        asked = (campaign, category, drop_failed)
+        stamp, kept = _stamp(store, campaign), _kept.setdefault(store, {})
+        known = kept.pop(asked, None)
+        if known is None or known.stamp != stamp:
+            known = _work_out(store, stamp, *asked)
+        kept[asked] = known  # last, so that those not asked for in a while are first
+        while len(kept) > _MOST_KEPT:
+            del kept[next(iter(kept))]
+        return known
+
+
+def _stamp(store: Store, campaign: str) -> tuple[int, ...]:
+    """Return numbers that change with every vote, every undo and every item of a campaign."""
+    with store.reading() as session:
+        asked = find_campaign(session, campaign)
+        items = select(func.count(), func.max(Item.id)).where(Item.campaign_id == asked.id)
+        votes = select(func.count(), func.max(Vote.id)).where(Vote.campaign_id == asked.id)
+        return (asked.id, *session.execute(items).one(), *session.execute(votes).one())
+
+
+def _work_out(
+    store: Store, stamp: tuple[int, ...], campaign: str, category: str | None, drop_failed: bool
+) -> Dashboard:
     everything = read_outcomes(store, campaign)
     raters = rater_quality(everything)
     failed = tuple(rater.rater for rater in raters if rater.problems)
@@ -107,6 +158,7 @@ def read_dashboard(
     if category is not None:
         looked_at = looked_at.only(category)
     return Dashboard(
+        stamp=stamp,
         everything=everything,
         outcomes=looked_at,
         failed=failed,
@@ -118,3 +170,9 @@ def read_dashboard(
         raters=raters,
         cost=cost(everything),
     )
+
+
+def preload() -> None:
+    """Import what the numbers and plots need, so that the first to open the page need not wait."""
+    import choix  # noqa: F401 - the import is what is wanted
+    from matplotlib.backends import backend_svg  # noqa: F401 - as above

@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
-from unicodedata import east_asian_width
+from unicodedata import category, east_asian_width
 
+from ui.display import harmless
 from workbench.statistics import Interval
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 Theme = Literal["light", "dark"]
 Colours = Mapping[str, str]
-WIDE, NARROW = 720, 390
+WIDE, NARROW = 600, 390
 
 # Light and dark. Blue and orange stay apart in every common colour blindness, and shapes or places
 # repeat what colours say. On the sheet, texts have 4.5:1 contrast, and all but the lines 3:1.
@@ -39,6 +41,7 @@ COLOURS: Mapping[str, tuple[str, str]] = {
 SIDE = 24  # free at both sides, for half of an axis label
 _FONT, _LINE = 12.5, 18
 _DASHED = (0, (4, 3))
+_END = 120  # signs kept of each end of a name; more than fits anywhere
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,15 @@ class Row:
     alarm: str = ""
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """The names in one line each, with nothing in them that piles up, hides or turns around."""
+        return tuple(map(_one_line, self.names))
+
+    @property
     def words(self) -> str:
         """The row for those who cannot see it."""
         alarm = f" ({self.alarm})" if self.alarm else ""
-        return f"{' against '.join(self.names)}{alarm}: {self.text}"
+        return f"{' against '.join(self.shown)}{alarm}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -254,13 +262,38 @@ def write(figure: "Figure", x: float, y: float, text: str, colour: str, ha: str 
 
 def measure(text: str) -> float:
     """Return the width of a text."""
+    # Signs that this font lacks and a page's fonts have.
+    wide = 0.4 * _FONT * sum(east_asian_width(sign) in "WF" for sign in text)
+    return wide + _size(text)[0]
+
+
+def _size(text: str) -> tuple[float, float]:
+    """Return width and height in the font of the plots, as SVG or as PNG, whichever is larger."""
+    sizes = [
+        measured.get_text_width_height_descent(text, font, ismath=False)
+        for measured, font in _measured()
+    ]
+    return max(float(width) for width, _, _ in sizes), max(float(tall) for _, tall, _ in sizes)
+
+
+@cache
+def _measured() -> list[tuple[Any, Any]]:
+    """Return what measures texts, with its font: SVG's letters are scaled, PNG's fit the pixels."""
+    from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family="DejaVu Sans", size=_FONT)
-    # Signs that this font lacks and a page's fonts have.
-    wide = 0.4 * _FONT * sum(east_asian_width(sign) in "WF" for sign in text)
-    return wide + float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
+    plain, points = (FontProperties(family="DejaVu Sans", size=s) for s in (_FONT, 0.75 * _FONT))
+    return [(text_to_path, plain), (RendererAgg(1, 1, 96), points)]
+
+
+def _one_line(name: str) -> str:
+    """Return a name without line breaks, hidden signs, and marks that reach into other lines."""
+    ends = name if len(name) <= 2 * _END else f"{name[:_END]}…{name[-_END:]}"
+    line = " ".join(harmless(ends).split())
+    if _size(line)[1] > _LINE:
+        line = "".join(sign for sign in line if not category(sign).startswith("M"))
+    return line
 
 
 def _explain(figure: "Figure", x: float, y: float, style: dict[str, Any]) -> None:
@@ -275,11 +308,11 @@ def _explain(figure: "Figure", x: float, y: float, style: dict[str, Any]) -> Non
 
 def _head(row: Row, room: float) -> list[dict[str, tuple[str, str]]]:
     """Return the lines above a row's picture: by side, a text and its colour."""
-    names, text = " against ".join(row.names), {"right": (row.text, "soft")}
+    names, text = " against ".join(row.shown), {"right": (row.text, "soft")}
     if measure(names) + 14 + measure(row.text) <= room:
         lines = [{"left": (names, "ink")} | text]
     else:
-        lines = [{"left": (_joined(row.names, room), "ink")}, text]
+        lines = [{"left": (_joined(row.shown, room), "ink")}, text]
     if row.alarm:
         lines.append({"left": (_shortened(row.alarm, room), "alarm")})
     return lines
@@ -287,11 +320,17 @@ def _head(row: Row, room: float) -> list[dict[str, tuple[str, str]]]:
 
 def _shortened(text: str, room: float) -> str:
     """Return a text that fits, its middle left out if it must be."""
-    kept, short = len(text), text
-    while measure(short) > room and kept > 1:
-        kept -= 1
-        short = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
-    return short
+
+    def cut(kept: int) -> str:
+        return f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+
+    if measure(text) <= room:
+        return text
+    fits, too_many = 0, len(text)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if measure(cut(middle)) <= room else (fits, middle)
+    return cut(fits)
 
 
 def _joined(names: Sequence[str], room: float) -> str:

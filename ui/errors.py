@@ -1,4 +1,4 @@
-"""Why the ratings store refuses a request."""
+"""Why the ratings store refuses a request, or cannot serve it."""
 
 from typing import Literal
 
@@ -17,6 +17,10 @@ Reason = Literal[
     "invalid",  # the vote does not fit the item
     "too_many",  # too many requests or log-in attempts
 ]
+
+
+class Trouble(UserError):  # noqa: N818 - as `Refused`
+    """The database does not serve us: locked, full, gone. For the log, and nothing for raters."""
 
 
 class Refused(UserError):  # noqa: N818 - `raise Refused(…)` says what happens

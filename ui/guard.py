@@ -1,26 +1,31 @@
-"""What every request passes first: size, origin, session, role, rate; and the security headers.
+"""What every request passes first: size, origin, session, role, rate, its body; and the headers.
 
 Gradio's own checks cover the routes it thinks of; here only the routes our pages use are let
 through at all, and only for those who may see the page.
 """
 
+import logging
 import secrets
+import traceback
 from collections.abc import Iterable
 from http import HTTPStatus
 from urllib.parse import quote, urlsplit
 
-from anyio import to_thread
+from anyio import fail_after, to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui.accounts import RateLimiter
+from ui.errors import Trouble
+from ui.html import render
 from ui.schema import Role
 from ui.sessions import COOKIE, Sessions, SignedIn
 
 USER = "rlhf.user"  # in the scope of a request that has passed
 LARGEST_BODY = 256 * 1024
+SLOWEST_BODY = 30.0  # seconds
 # Pages made by Gradio, and who may use them.
 GRADIO: dict[str, tuple[Role, ...]] = {
     "/rate": ("rater", "researcher"),
@@ -45,6 +50,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
+
+_log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -89,8 +96,24 @@ class Guard:
             # Its scripts are marked below, so it must arrive uncompressed.
             kept = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
             scope = {**scope, "headers": kept}
-        refusal = await self._check(scope)
-        await (self._app if refusal is None else refusal)(scope, receive, send)
+        try:
+            app = await self._check(scope) or self._app
+        except Trouble as error:
+            _log.error("%s", error)
+            app = _refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the server has trouble; try again")
+        if app is self._app and Headers(scope=scope).get("content-length", "0") != "0":
+            try:
+                receive = await _whole(receive)
+            except TimeoutError:
+                app = _refusal(HTTPStatus.REQUEST_TIMEOUT, "this takes too long; send it again")
+        try:
+            await app(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - the answer, a bare 500, has been sent already
+            # In a line: what somebody sends on purpose must not fill the log.
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {str(error)[:200]!r}"
+            where = f"{last.filename}:{last.lineno}"
+            _log.error("%s %.200r failed: %s in %s", scope["method"], scope["path"], what, where)
 
     async def _check(self, scope: Scope) -> Response | None:
         """Return a refusal, or None and the account in the scope."""
@@ -105,12 +128,13 @@ class Guard:
         if user is None:
             return _log_in(request)
         if roles is None:
-            return _refusal(HTTPStatus.NOT_FOUND, "there is no such page")
+            return _shown(request, HTTPStatus.NOT_FOUND, "there is no such page")
         if user.role not in roles:
-            return _refusal(HTTPStatus.FORBIDDEN, "this page is for researchers")
+            return _shown(request, HTTPStatus.FORBIDDEN, "this page is for researchers")
         counted = not any(part in path for part in _FILES)
         if counted and not self._limiter.allow(user.name):
-            refusal = _refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many requests; wait a moment")
+            why = "too many requests; wait a moment"
+            refusal = _shown(request, HTTPStatus.TOO_MANY_REQUESTS, why)
             refusal.headers["Retry-After"] = "2"
             return refusal
         scope[USER] = user
@@ -195,6 +219,29 @@ class _Headers:
         await self._send(message)
 
 
+async def _whole(receive: Receive) -> Receive:
+    """Return what gives a request's body in one piece, which has come in time.
+
+    Raises:
+        TimeoutError: when it has not.
+    """
+    body, more = b"", True
+    with fail_after(SLOWEST_BODY):
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":  # the client has gone
+                break
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    if more:
+        first = [message]
+
+    async def again() -> Message:
+        return first.pop() if first else await receive()
+
+    return again
+
+
 def _among(path: str, known: Iterable[str]) -> bool:
     return any(path == each or (each[1:].endswith("/") and path.startswith(each)) for each in known)
 
@@ -210,7 +257,8 @@ def _foreign(headers: Headers) -> Response | None:
 
 def _large(headers: Headers) -> Response | None:
     length = headers.get("content-length", "")
-    if not length.isdecimal():
+    # A body in chunks counts, whatever length is said beside it.
+    if not length.isdecimal() or "transfer-encoding" in headers:
         return _refusal(HTTPStatus.LENGTH_REQUIRED, "say how long the request is")
     if int(length) > LARGEST_BODY:
         return _refusal(
@@ -220,12 +268,23 @@ def _large(headers: Headers) -> Response | None:
 
 
 def _log_in(request: Request) -> Response:
-    wants_page = request.method in _SAFE and "text/html" in request.headers.get("accept", "")
-    if not wants_page:
+    if not _wants_page(request):
         return _refusal(HTTPStatus.UNAUTHORIZED, "log in first")
     query = f"?{request.url.query}" if request.url.query else ""
     target = quote(request.scope["path"] + query, safe="/")
     return RedirectResponse(f"/login?next={target}", status_code=HTTPStatus.SEE_OTHER)
+
+
+def _wants_page(request: Request) -> bool:
+    return request.method in _SAFE and "text/html" in request.headers.get("accept", "")
+
+
+def _shown(request: Request, status: HTTPStatus, why: str) -> Response:
+    """Return a refusal: a page for people, a line for programs."""
+    if not _wants_page(request):
+        return _refusal(status, why)
+    page = render("refusal.html", title=f"{why[0].upper()}{why[1:]}.")
+    return HTMLResponse(page, status_code=status)
 
 
 def _refusal(status: HTTPStatus, why: str) -> Response:

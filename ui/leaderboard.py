@@ -1,7 +1,6 @@
 """Leaderboard: who wins, how sure that is, how many more votes it takes and what they cost."""
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from scipy import special
 from scipy.sparse.csgraph import connected_components
 
 from ui.agreement import RESAMPLES, blocks, interval
+from ui.logistic import fit_logistic, fit_strengths
 from ui.outcomes import BoolArray, FloatArray, IntArray, Outcomes
 from workbench.statistics import Estimate, Interval, binomial_interval, win_tie_loss
 
@@ -350,10 +350,9 @@ def _strengths(
     inside = np.ix_(models, models)
     own = wins[inside]
     met = (own + own.T) > 0
-
-    tallies = [own + 0.5 * met, *(tally[inside] for tally in drawn)]
-    fits = [choix.ilsr_pairwise_dense(tally, alpha=ALPHA, max_iter=10_000) for tally in tallies]
-    fitted = np.array(fits) - np.mean(fits, axis=1, keepdims=True)
+    found = choix.ilsr_pairwise_dense(own + 0.5 * met, alpha=ALPHA, max_iter=10_000)
+    resampled = fit_strengths(drawn[:, models[:, None], models] * met)
+    fitted = np.concatenate([[found - found.mean()], resampled])
     for place, model in enumerate(models.tolist()):
         ahead = fitted[:, [place]] - np.delete(fitted, place, axis=1)
         (strength, *_), (rate, *_) = fitted[:, place], special.expit(ahead).mean(axis=1)
@@ -368,29 +367,19 @@ def _strengths(
 
 
 def _controlled(models: Sequence[str], pair: _Pair) -> ControlledWinRate:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     # One same difference everywhere has no spread: then its size is the scale.
     scale = float(pair.longer.std()) or float(abs(pair.longer[0])) or 1.0
-    design = np.stack([np.tanh(pair.longer / scale), pair.side], axis=1)
-    weight = pair.effective / len(pair.score)
-    win, lose = pair.score > 0, pair.score < 1  # a tie is half of each
-    rows = np.concatenate([design[win], design[lose], np.zeros((2, 2))])
-    won = np.repeat([1, 0, 1, 0], [win.sum(), lose.sum(), 1, 1])
-    weights = np.concatenate(
-        [weight * pair.score[win], weight * (1 - pair.score[lose]), [0.5, 0.5]]
-    )
-    model = LogisticRegression(C=1 / RIDGE, solver="newton-cholesky", tol=1e-8)
-    with warnings.catch_warnings():
-        # Where Newton's steps do not settle, sklearn goes on with L-BFGS by itself, and says so.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(rows, won, weights)
-    beta = np.array([*model.intercept_, *model.coef_[0]])
-    full = np.concatenate([np.ones((len(rows), 1)), rows], axis=1)
-    p = special.expit(full @ beta)
-    full_weight = full * (weights * p * (1 - p))[:, None]
-    curvature = full_weight.T @ full + np.diag([0.0, RIDGE, RIDGE])
+    # Votes that are alike in all three are put together: lengths are whole numbers.
+    longer, code = np.unique(pair.longer, return_inverse=True)
+    cell = (code * 2 + (pair.side > 0)) * 3 + np.rint(2 * pair.score).astype(np.int64)
+    votes = np.bincount(cell)
+    there = np.flatnonzero(votes)
+    weights = np.append(votes[there] * (pair.effective / len(pair.score)), 1.0)
+    score = np.append(there % 3 / 2, 0.5)  # the half win and half loss; a tie is half of each
+    design = np.zeros((len(score), 3))
+    design[:, 0] = 1
+    design[:-1, 1], design[:-1, 2] = np.tanh(longer[there // 6] / scale), there // 3 % 2 - 0.5
+    beta, curvature = fit_logistic(design, score, weights, np.array([0.0, RIDGE, RIDGE]))
     half = special.ndtri(0.975) * np.sqrt(np.diag(np.linalg.inv(curvature)))
     prompts = int((np.bincount(pair.prompt) > 0).sum())
     numbers = np.array([beta, beta - half, beta + half])

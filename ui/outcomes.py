@@ -1,20 +1,23 @@
 """Outcomes: the votes of a campaign resolved to models, in arrays ready for statistics."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Float, String, Text, case, cast, func, select
+from sqlalchemy import BigInteger, String, Text, case, cast, func, select
 from sqlalchemy.orm import Session
 
 from ui.campaigns import find_campaign
 from ui.schema import Answer, Assignment, Choice, Item, Mode, User, Vote
 from ui.store import Store
 
+T = TypeVar("T")
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -23,6 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 CHOICES: tuple[str, ...] = (*get_args(Choice), "ranked")
 _VALUES = {"a_much": 2, "a": 1, "b": -1, "b_much": -2}  # for the left answer; ties and others 0
 _POINTS = 400
+_WEEK = 7 * 24 * 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -163,11 +167,24 @@ def read_outcomes(store: Store, campaign: str) -> Outcomes:
     Raises:
         UserError: when there is no campaign of that name.
     """
-    with store.reading() as session:
+    with store.reading() as session, ThreadPoolExecutor(2) as pool:
         asked = find_campaign(session, campaign)
-        votes = _read_votes(session, asked.id)
-        # After the votes: an item that comes in between is known then.
-        items = _read_items(session, asked.id, list(asked.models))
+        mine = _condition(session, asked.id)
+
+        def beside(read: Callable[..., T], *given: Any) -> Callable[[], T]:
+            def alone() -> T:
+                with store.reading() as other:
+                    return read(other, *given)
+
+            # SQLite: this session sees the moment of its first statement, and the others a later
+            # one. Elsewhere a statement sees its own, and the others must wait for the votes.
+            return pool.submit(alone).result if store.sqlite else lambda: read(session, *given)
+
+        # After the votes: a lease or an item that comes in between is known then.
+        read_leases = beside(_read_leases, mine)
+        read_items = beside(_read_items, asked.id, list(asked.models))
+        votes = _read_votes(session, asked.id, mine, read_leases)
+        items = read_items()
         users = np.flatnonzero(np.bincount(votes.user))
         names = dict(session.execute(select(User.id, User.name)).all())
         return Outcomes(
@@ -220,19 +237,29 @@ class _Items:
     duel_answer: IntArray  # id of the first answer
 
 
-def _read_votes(session: Session, campaign: int) -> _Votes:
-    # The two tables are joined here: a million probes of an index by a random key take a database
-    # file longer than reading both from end to end.
-    mine = _condition(session, campaign)
-    known = case({name: place for place, name in enumerate(CHOICES)}, value=Vote.choice)
-    choice = func.coalesce(known, CHOICES.index("ranked"))
-    lent, number, user, chosen, seconds = _columns(
-        session, mine(Vote.campaign_id), Vote.assignment_id, Vote.id, Vote.user_id, choice,
-        Vote.seconds,
-    )  # fmt: skip
+def _read_leases(session: Session, mine: Callable[[Any], Any]) -> list[npt.NDArray[Any]]:
     left, swap = Assignment.order[0].as_integer(), case((Assignment.purpose == "swap", 1), else_=0)
     of_lease = (Assignment.id, Assignment.item_id, left, swap)
-    key, item, first, repeat = _columns(session, mine(Assignment.campaign_id), *of_lease)
+    return _columns(session, mine(Assignment.campaign_id), *of_lease)
+
+
+def _read_votes(
+    session: Session,
+    campaign: int,
+    mine: Callable[[Any], Any],
+    leases: Callable[[], list[npt.NDArray[Any]]],
+) -> _Votes:
+    # The two tables are joined here: a million probes of an index by a random key take a database
+    # file longer than reading both from end to end.
+    known = case({name: place for place, name in enumerate(CHOICES)}, value=Vote.choice)
+    choice = func.coalesce(known, CHOICES.index("ranked"))
+    # In whole milliseconds, up to a week: printing fractions takes as long as all the rest.
+    capped = case((Vote.seconds < _WEEK, Vote.seconds), else_=_WEEK)
+    lent, number, user, chosen, milliseconds = _columns(
+        session, mine(Vote.campaign_id), Vote.assignment_id, Vote.id, Vote.user_id, choice,
+        cast(func.round(capped * 1000), BigInteger),
+    )  # fmt: skip
+    key, item, first, repeat = leases()
     by_key, by_lent = np.argsort(key), np.argsort(lent)
     found = np.empty_like(by_lent)
     found[by_lent] = by_key[np.searchsorted(key[by_key], lent[by_lent])]
@@ -244,7 +271,15 @@ def _read_votes(session: Session, campaign: int) -> _Votes:
         for order, given in session.execute(rankings.order_by(Vote.id)):
             orders.append(order)
             ranks.append(given or [])
-    columns = (number, user, item[found], chosen, first[found], repeat[found] == 1, seconds)
+    columns: tuple[npt.NDArray[Any], ...] = (
+        number,
+        user,
+        item[found],
+        chosen,
+        first[found],
+        repeat[found] == 1,
+        milliseconds / 1000,
+    )
     by_time = np.argsort(number)
     return _Votes(orders, ranks, *(column[by_time] for column in columns))
 
@@ -258,12 +293,12 @@ def _condition(session: Session, campaign: int) -> Callable[[Any], Any]:
 
 
 def _read_items(session: Session, campaign: int, models: Sequence[str]) -> _Items:
-    of_item = select(Item.id, Item.prompt_id, Item.category, func.coalesce(Item.gold_best, -1))
-    ordered = of_item.where(Item.campaign_id == campaign).order_by(Item.id)
-    rows = session.connection().execute(ordered).cursor.fetchall()  # quickest: the driver's rows
-    number, best_answer = (np.array([row[i] for row in rows], dtype=np.int64) for i in (0, 3))
-    prompts, prompt_code = _coded([row[1] for row in rows])
-    categories, category_code = _coded([row[2] or "" for row in rows])
+    here = Item.campaign_id == campaign
+    number, best_answer = _columns(session, here, Item.id, func.coalesce(Item.gold_best, -1))
+    by_number = np.argsort(number)
+    number, best_answer = number[by_number], best_answer[by_number]
+    prompts, prompt_code = _coded(_texts(session, here, Item.id, Item.prompt_id))
+    categories, category_code = _coded(_texts(session, here, Item.id, Item.category))
     span = Answer.item_id.between(int(number.min(initial=0)), int(number.max(initial=0)))
     code = case({name: place for place, name in enumerate(models)}, value=Answer.model, else_=-1)
     tokens = func.coalesce(Answer.tokens, -1)
@@ -345,10 +380,8 @@ def _resolved(items: _Items, votes: _Votes, rater: IntArray) -> Verdicts:
         at = start[places][:, None] + np.arange(len(one))
         value[at] = np.sign(rank[:, other] - rank[:, one])
         first_left[at] = shown[:, one] < shown[:, other]
-    rater, choice, repeat, seconds = (
-        column[vote] for column in (rater, votes.choice, votes.repeat, votes.seconds)
-    )
-    return Verdicts(vote, rater, duel, choice, value, first_left, repeat, seconds)
+    choice, repeat, seconds = votes.choice[vote], votes.repeat[vote], votes.seconds[vote]
+    return Verdicts(vote, rater[vote], duel, choice, value, first_left, repeat, seconds)
 
 
 def _curve(session: Session, labels: IntArray) -> tuple[tuple[datetime, int], ...]:
@@ -361,6 +394,17 @@ def _curve(session: Session, labels: IntArray) -> tuple[tuple[datetime, int], ..
     return tuple(
         (when[vote], place + 1) for vote, place in zip(chosen, places.tolist(), strict=True)
     )
+
+
+def _texts(session: Session, condition: Any, order: Any, column: Any) -> list[str]:
+    """Return a column of texts, "" for null, quicker than row by row."""
+    sqlite = session.get_bind().dialect.name == "sqlite"
+    listed = (
+        select(func.coalesce(column, "").label("x")).where(condition).order_by(order).subquery()
+    )
+    joined = func.json_group_array(listed.c.x) if sqlite else func.json_agg(listed.c.x)
+    found: list[str] = json.loads(session.scalar(select(cast(joined, Text))) or "[]")
+    return found
 
 
 def _coded(values: Sequence[str]) -> tuple[tuple[str, ...], IntArray]:
@@ -380,7 +424,9 @@ def _columns(session: Session, condition: Any, *columns: Any) -> list[npt.NDArra
     """Return columns as arrays of numbers; of random ids of 32 digits, the first 64 bits.
 
     The database joins each column into one text (of 1 GB at most: 30 million ids), which takes
-    half the time of making objects of its rows. 64 bits tell apart even a hundred million ids.
+    half the time of making objects of its rows. Ids are random in every bit (`secrets.token_hex`,
+    or BLAKE2 of an id from elsewhere): two of n begin alike with a chance of n² / 2⁶⁵, which for a
+    million votes is 3e-8 and for thirty million 2e-5.
     """
     tokens = [isinstance(column.type, String) for column in columns]
     joined = [
@@ -391,8 +437,6 @@ def _columns(session: Session, condition: Any, *columns: Any) -> list[npt.NDArra
     return [
         np.frombuffer(bytes.fromhex(text or ""), dtype=np.uint64)[::2]
         if token
-        else np.fromstring(
-            text or "", sep=",", dtype=float if isinstance(column.type, Float) else np.int64
-        )
-        for text, token, column in zip(texts, tokens, columns, strict=True)
+        else np.fromstring(text or "", sep=",", dtype=np.int64)
+        for text, token in zip(texts, tokens, strict=True)
     ]

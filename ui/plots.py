@@ -170,6 +170,8 @@ def votes_over_time(outcomes: Outcomes, spent: Cost) -> Plot:
     moments, counts = zip(*outcomes.curve, strict=True)
     wanted = counts[-1] + spent.labels_to_finish
     text = f"{_votes(counts[-1])} of {wanted:,} wanted"
+    one_day = moments[0].astimezone(UTC).date() == moments[-1].astimezone(UTC).date()
+    zone = f"UTC, {moments[0].astimezone(UTC):%d %b %Y}" if one_day else "UTC"
 
     def paint(width: int, colours: Colours) -> "Figure":
         from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -180,7 +182,7 @@ def votes_over_time(outcomes: Outcomes, spent: Cost) -> Plot:
         axes = new_axes(figure, (left, 34, within, 180), colours)
         times = [moment.timestamp() for moment in moments]
         rim = 0.03 * (times[-1] - times[0]) or 1.0
-        axes.set(xlim=(times[0] - rim, times[-1] + rim), ylim=(0, 1.1 * wanted), xlabel="UTC")
+        axes.set(xlim=(times[0] - rim, times[-1] + rim), ylim=(0, 1.1 * wanted), xlabel=zone)
         axes.plot(times, counts, color=colours["win"], linewidth=2, drawstyle="steps-post")
         axes.fill_between(times, counts, step="post", color=colours["win"], alpha=0.15, linewidth=0)
         axes.plot(times[-1], counts[-1], color=colours["win"], marker="o", markersize=6)
@@ -188,7 +190,7 @@ def votes_over_time(outcomes: Outcomes, spent: Cost) -> Plot:
         axes.grid(axis="y", color=colours["line"], linewidth=0.8)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        ticks = _times(times[0], times[-1], int(within // 75))
+        ticks = _times(times[0], times[-1], int(min(within // 66, 12)))
         axes.set_xticks(list(ticks), list(ticks.values()))
         write(figure, width - SIDE, 16, text, colours["soft"], ha="right")
         return figure
@@ -218,9 +220,10 @@ def _round(low: float, high: float) -> Mapping[float, str]:
 
 
 def _times(first: float, last: float, most: int) -> Mapping[float, str]:
-    """Return round moments in a span of POSIX seconds, with their texts in UTC."""
-    days = (1, 2, 4, 7, 14, 30, 60, 120, 365, 730, 1500, 3000, 10_000)
-    counts = {1: (1, 2, 5, 10, 30), 60: (1, 2, 5, 10, 30), 3600: (1, 2, 3, 6, 12), 86_400: days}
+    """Return up to `most` round moments in a span of POSIX seconds, with their texts in UTC."""
+    # Each step is at most twice the one before, so that at least half of `most` moments are left.
+    sixtieths, days = (1, 2, 3, 5, 10, 15, 30), (1, 2, 4, 7, *(14 * 2**n for n in range(11)))
+    counts = {1: sixtieths, 60: sixtieths, 3600: (1, 2, 3, 6, 12), 86_400: days}
     steps = [unit * count for unit, some in counts.items() for count in some]
     step = next((step for step in steps if (last - first) / step <= most), steps[-1])
     places = range(math.ceil(first / step), math.floor(last / step) + 1)

@@ -71,7 +71,7 @@ class RatingDesk:
             if each.status == "open":
                 live = self._is_live(each)
                 number = None if live else left(self._store, each.name, user)
-                listed.append({"name": each.name, "live": live, "left": number})
+                listed.append({"name": each.name, "mode": each.mode, "live": live, "left": number})
         return {"campaigns": listed, "flags": FLAGS}
 
     def begin(self, data: Any, user: str) -> Json:

@@ -30,6 +30,8 @@ _POSSIBLE: dict[CampaignStatus, tuple[str, ...]] = {
     "paused": ("Resume", "Close"),
     "closed": (),
 }
+# `element` is given by Gradio's HTML component.
+_START = "import('/assets/colours.js').then((colours) => colours.start(element));"
 _SURE = "(name) => confirm(`Close ${name}? It takes no more votes, for good.`) ? name : null"
 
 
@@ -109,7 +111,7 @@ def researcher_page(store: Store) -> gr.Blocks:
     desk = ResearchDesk(store)
     page = gr.Blocks(title="Research", analytics_enabled=False, fill_width=True)
     with page:
-        gr.HTML(render("research.html"), elem_id="bar", padding=False)
+        gr.HTML(render("research.html"), elem_id="bar", padding=False, js_on_load=_START)
         overview = gr.HTML(elem_id="overview")
         with gr.Row(elem_id="chooser"):
             name = gr.Dropdown(label="Campaign", choices=[], scale=3)

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from random import Random
 from typing import Any
 
-from sqlalchemy import Select, exists, func, select
+from sqlalchemy import Select, bindparam, exists, func, select
 from sqlalchemy.orm import Session
 
 from ui.schema import Assignment, Campaign, Item, Purpose, User
@@ -25,32 +26,7 @@ def drawn_order(campaign: Campaign, position: int, user: str, answers: Sequence[
 
 def drawn_numbers(campaign: Campaign, user: str, what: str) -> Random:
     """Return a generator that depends on the campaign's seed, the rater and what it is for."""
-    return Random(_digest(campaign, user, what))
-
-
-def open_items(campaign: Campaign, rater: User) -> Select[int]:
-    """Return the query of normal items that still want raters and that this one has not seen."""
-    return select(Item.id).where(
-        Item.campaign_id == campaign.id,
-        Item.kind == "normal",
-        Item.taken < campaign.raters_per_item,
-        ~_has_seen(campaign, rater),
-    )
-
-
-def unseen_gold(campaign: Campaign, rater: User) -> Select[int]:
-    """Return the query of gold questions that the rater has not seen."""
-    gold = (Item.campaign_id == campaign.id, Item.kind == "gold")
-    return select(Item.id).where(*gold, ~_has_seen(campaign, rater)).order_by(Item.position)
-
-
-def _has_seen(campaign: Campaign, rater: User) -> Any:
-    return exists().where(
-        *own_assignments(campaign, rater),
-        Assignment.item_id == Item.id,
-        Assignment.repeat_of.is_(None),
-        Assignment.status != "expired",
-    )
+    return Random(_digest(campaign.seed, user, what))
 
 
 def own_assignments(campaign: Campaign, rater: User) -> tuple[Any, ...]:
@@ -58,29 +34,64 @@ def own_assignments(campaign: Campaign, rater: User) -> tuple[Any, ...]:
     return Assignment.campaign_id == campaign.id, Assignment.user_id == rater.id
 
 
+# Putting a statement together takes longer than running it, so those of every vote are made once;
+# `bound` gives their parameters.
+OWN = (Assignment.campaign_id == bindparam("campaign"), Assignment.user_id == bindparam("rater"))
+_HAS_SEEN = exists().where(
+    *OWN,
+    Assignment.item_id == Item.id,
+    Assignment.repeat_of.is_(None),
+    Assignment.status != "expired",
+)
+# Normal items that still want raters and that this one has not seen.
+OPEN_ITEMS: Select[int] = select(Item.id).where(
+    Item.campaign_id == bindparam("campaign"),
+    Item.kind == "normal",
+    Item.taken < bindparam("raters_per_item"),
+    ~_HAS_SEEN,
+)
+# Gold questions that the rater has not seen.
+UNSEEN_GOLD: Select[int] = (
+    select(Item.id)
+    .where(Item.campaign_id == bindparam("campaign"), Item.kind == "gold", ~_HAS_SEEN)
+    .order_by(Item.position)
+)
+_SEEN = (
+    select(Assignment.purpose, func.count())
+    .where(*OWN, Assignment.status != "expired")
+    .group_by(Assignment.purpose)
+)
+_HELD = select(func.count()).select_from(Assignment).where(*OWN, Assignment.status == "leased")
+_FREE = select(func.count()).select_from(OPEN_ITEMS.limit(MOST_LEFT).subquery())
+
+
+def bound(campaign: Campaign, rater: User) -> dict[str, Any]:
+    """Return the parameters of the statements above."""
+    return {
+        "campaign": campaign.id,
+        "rater": rater.id,
+        "raters_per_item": campaign.raters_per_item,
+    }
+
+
 def seen_so_far(session: Session, campaign: Campaign, rater: User) -> Counter[str]:
     """Return how many items of each purpose the rater has been shown; expired ones do not count."""
-    rows = session.execute(
-        select(Assignment.purpose, func.count())
-        .where(*own_assignments(campaign, rater), Assignment.status != "expired")
-        .group_by(Assignment.purpose)
-    )
-    return Counter(dict(rows.all()))
+    return Counter(dict(session.execute(_SEEN, bound(campaign, rater)).all()))
 
 
 def items_left(session: Session, campaign: Campaign, rater: User) -> int:
     """Return how many items are left for a rater, as `ui.assignment.left` has it."""
-    held = (*own_assignments(campaign, rater), Assignment.status == "leased")
-    count = session.scalar(select(func.count()).select_from(Assignment).where(*held)) or 0
-    some = open_items(campaign, rater).limit(MOST_LEFT).subquery()
-    free = session.scalar(select(func.count()).select_from(some)) or 0
+    given = bound(campaign, rater)
+    count = session.scalar(_HELD, given) or 0
+    free = session.scalar(_FREE, given) or 0
     gold = 0
     if campaign.gold_share:
-        gold = len(session.scalars(unseen_gold(campaign, rater)).all())
+        gold = len(session.scalars(UNSEEN_GOLD, given).all())
     seen = seen_so_far(session, campaign, rater)
     step, askable = sum(seen.values()), seen["normal"] - seen["swap"]
+    plan = campaign.seed, campaign.gold_share, campaign.swap_share, rater.name
     while free and count < MOST_LEFT:
-        wanted = wish(campaign, rater.name, step)
+        wanted = _wish(*plan, step)
         if wanted == "gold" and gold:
             gold -= 1
         elif wanted == "swap" and askable > RECENT:
@@ -94,15 +105,20 @@ def items_left(session: Session, campaign: Campaign, rater: User) -> int:
 
 def wish(campaign: Campaign, user: str, step: int) -> Purpose:
     """Return what a rater's item number `step` is to be, if there is one of that kind."""
-    if not campaign.gold_share and not campaign.swap_share:
+    return _wish(campaign.seed, campaign.gold_share, campaign.swap_share, user, step)
+
+
+@lru_cache(maxsize=200_000)  # what is left is counted after every vote, step by step
+def _wish(seed: int, gold_share: float, swap_share: float, user: str, step: int) -> Purpose:
+    if not gold_share and not swap_share:
         return "normal"
-    drawn = _digest(campaign, user, f"step {step}") / 2**64
-    if drawn < campaign.gold_share:
+    drawn = _digest(seed, user, f"step {step}") / 2**64
+    if drawn < gold_share:
         return "gold"
-    return "swap" if drawn < campaign.gold_share + campaign.swap_share else "normal"
+    return "swap" if drawn < gold_share + swap_share else "normal"
 
 
-def _digest(campaign: Campaign, user: str, what: str) -> int:
+def _digest(seed: int, user: str, what: str) -> int:
     """Return 64 bits that look random to whoever does not know the campaign's seed."""
-    text = f"{campaign.seed}\0{user}\0{what}"
+    text = f"{seed}\0{user}\0{what}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())

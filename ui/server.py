@@ -1,21 +1,29 @@
 """The web server: log-in, the raters' and the researchers' pages, and the guard before them all."""
 
 import ipaddress
+import logging
 import socket
+import threading
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from ui.accounts import LoginLimiter, RateLimiter, change_user, find_user, verify
 from ui.chat_page import ChatDesk, add_chat
 from ui.downloads import add_downloads
-from ui.errors import Refused
+from ui.errors import Refused, Trouble
 from ui.guard import GRADIO, Guard, safe_target, signed_in
 from ui.html import render
 from ui.sessions import COOKIE, LIFETIME, Sessions
@@ -24,11 +32,13 @@ from workbench.errors import UserError
 
 if TYPE_CHECKING:
     import gradio as gr
+    import uvicorn
 
     from ui.live import LiveModels
 
 HOME = {"rater": "/rate/", "researcher": "/research/"}
 _HERE = Path(__file__).parent
+_log = logging.getLogger(__name__)
 _HEAD = (
     '<link rel="stylesheet" href="/assets/base.css">'
     '<link rel="stylesheet" href="/assets/{page}.css">'
@@ -54,6 +64,7 @@ def create_app(
         requests: limits requests of each user.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(Trouble, _troubled)
     sessions = Sessions(store, secret)
     limiter = logins or LoginLimiter()
     _add_log_in(app, store, sessions, limiter)
@@ -78,12 +89,25 @@ def serve(app: ASGIApp, host: str, port: int) -> None:
     """
     import uvicorn
 
+    from ui.dashboard import preload
+
     listener = _listen(host, port)
-    config = uvicorn.Config(
-        app, log_level="warning", server_header=False, timeout_graceful_shutdown=3
-    )
+    threading.Thread(target=preload, daemon=True).start()
     with listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(configured(app)).run(sockets=[listener])
+
+
+def configured(app: ASGIApp, log_level: str = "warning", patience: int = 3) -> "uvicorn.Config":
+    """Return how the app is served; its end waits some seconds for pages that stay open."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        http="h11",  # refuses headers beyond 64 KiB; httptools takes them until memory is full
+        log_level=log_level,
+        server_header=False,
+        timeout_graceful_shutdown=patience,
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -112,6 +136,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _page(template: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:
     return HTMLResponse(render(template, **{"error": "", **values}), status_code=status)
+
+
+def _troubled(_request: Request, error: Exception) -> Response:
+    _log.error("%s", error)  # names the database, which is nothing for raters
+    return PlainTextResponse("the server has trouble; try again\n", 503)
 
 
 def _keep(response: Response, request: Request, cookie: str) -> Response:
@@ -195,6 +224,8 @@ def _add_account(app: FastAPI, store: Store, sessions: Sessions, limiter: LoginL
                 return refused("The old password is not right.")
             limiter.succeeded(user.name, address)
             await run_in_threadpool(change_user, store, user.name, password=new)
+        except Trouble:
+            raise
         except UserError as error:
             return refused(str(error))
         with store.reading() as reading:

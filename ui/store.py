@@ -20,8 +20,10 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import Session
 
+from ui.errors import Trouble
 from ui.schema import Event, utc_now
 from workbench.errors import UserError
+from workbench.passwords import masked
 
 T = TypeVar("T")
 
@@ -39,6 +41,8 @@ class Store:
     def __init__(self, url: str) -> None:
         """Open the database.
 
+        `sqlite` says afterwards which of the two kinds it is, and `url` names it without password.
+
         Args:
             url: `sqlite:///path/to/file.db` or `postgresql+psycopg://user:password@host/name`.
 
@@ -47,10 +51,10 @@ class Store:
                 and one made by a newer version.
         """
         parsed = _parse(url)
-        self.url = parsed.render_as_string(hide_password=True)
-        self._sqlite = parsed.get_backend_name() == "sqlite"
+        self.url = masked(parsed.render_as_string(hide_password=True))
+        self.sqlite = parsed.get_backend_name() == "sqlite"
         # SQLite lets one writer in at a time, and those that wait poll; a lock serves them in turn.
-        self._writer = threading.Lock() if self._sqlite else None
+        self._writer = threading.Lock() if self.sqlite else None
         self.engine = _engine(parsed, self.url)
         self._reader = self.engine.execution_options(reading=True)
         try:
@@ -80,15 +84,17 @@ class Store:
         Args:
             work: may be called several times, each time in a fresh transaction.
         """
+        patience = time.monotonic() + WAIT_SECONDS  # a lock was waited for as long already
         for attempt in range(ATTEMPTS):
             try:
                 with self._turn(), self._begun(self.engine) as session:
                     return work(session)
             except OperationalError as error:
-                if attempt == ATTEMPTS - 1 or not _passing(error):
-                    raise UserError(_trouble(self.url, error)) from None
+                over = attempt == ATTEMPTS - 1 or time.monotonic() > patience
+                if over or not _passing(error):
+                    raise Trouble(_trouble(self.url, error)) from None
             except InterfaceError as error:
-                raise UserError(_trouble(self.url, error)) from None
+                raise Trouble(_trouble(self.url, error)) from None
             time.sleep(random.uniform(0, 0.01 * 2**attempt))
         raise AssertionError("the last attempt returns or raises")
 
@@ -108,7 +114,7 @@ class Store:
             yield
             return
         if not self._writer.acquire(timeout=WAIT_SECONDS):
-            raise UserError(f"{self.url}: another request has held the database for too long")
+            raise Trouble(f"{self.url}: another request has held the database for too long")
         try:
             yield
         finally:
@@ -124,8 +130,8 @@ class Store:
         config.set_main_option("script_location", "ui:migrations")
         script = ScriptDirectory.from_config(config)
         known = {revision.revision for revision in script.walk_revisions()}
-        with self._turn() if self._sqlite else nullcontext(), self.engine.begin() as connection:
-            if not self._sqlite:  # SQLite's transaction holds the write lock already
+        with self._turn() if self.sqlite else nullcontext(), self.engine.begin() as connection:
+            if not self.sqlite:  # SQLite's transaction holds the write lock already
                 connection.execute(
                     sql("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK}
                 )
@@ -163,7 +169,7 @@ def log_event(
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the second for a port that is no number
         raise UserError(f"{url!r} is not a database URL; write e.g. {_EXAMPLES}") from None
     shown = parsed.render_as_string(hide_password=True)
     if parsed.drivername in ("postgresql", "postgres"):
@@ -224,7 +230,7 @@ def _explained(url: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError) as error:
-        raise UserError(_trouble(url, error)) from None
+        raise Trouble(_trouble(url, error)) from None
 
 
 def _trouble(url: str, error: DBAPIError) -> str:

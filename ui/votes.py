@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import get_args
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from ui.assignment import Shown, give_place_back, lock_user, shown, take_place
@@ -34,6 +34,10 @@ FLAGS: dict[str, str] = {
 }
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 LONGEST_COMMENT = 2000
+# The statements of every vote, made once (see `ui.schedule`).
+_STANDING = select(Vote).where(Vote.assignment_id == bindparam("assignment"))
+_LENT = select(Assignment).where(Assignment.id == bindparam("assignment"))
+_LOCKED = _LENT.with_for_update()
 
 
 def record_vote(
@@ -87,7 +91,7 @@ def record_vote(
             created=now,
             updated=now,
         )
-        standing = session.scalar(select(Vote).where(Vote.assignment_id == assignment.id))
+        standing = session.scalar(_STANDING, {"assignment": assignment.id})
         if standing is not None:
             if _said(standing) == _said(vote):
                 return standing
@@ -181,8 +185,7 @@ def _find_assignment(
 ) -> Assignment:
     found = None
     if re.fullmatch("[0-9a-f]{32}", assignment_id):
-        query = select(Assignment).where(Assignment.id == assignment_id)
-        found = session.scalar(query.with_for_update() if lock else query)
+        found = session.scalar(_LOCKED if lock else _LENT, {"assignment": assignment_id})
     if found is None:
         raise Refused("unknown", "there is no such assignment; reload the page")
     if found.user_id != rater.id:

@@ -13,6 +13,7 @@ from workbench import doctor as doctor_command
 from workbench.data import command as data_command
 from workbench.errors import StageError, UserError
 from workbench.logs import console, quiet_libraries
+from workbench.passwords import masked, masked_tree
 from workbench.process import prepare
 
 app = typer.Typer(
@@ -121,11 +122,16 @@ def reward(
     accelerate: AccelerateFile = None,
     num_processes: NumProcesses = None,
     report_to: ReportTo = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="short for data.train=…: a file, or the votes in ratings:URL[#campaign]"),
+    ] = None,
 ) -> None:
     """Stage 2: a reward model on preference pairs or rankings.
 
-    Example: `rlhf reward --config configs/reward/hh.yaml data.train=pairs.jsonl`
+    Example: `rlhf reward --data ratings:sqlite:///runs/ui/ratings.db run.name=people`
     """
+    overrides = [*(overrides or []), *([] if data is None else [f"data.train={data}"])]
     _stage("reward", config, overrides, print_config, accelerate, num_processes, report_to)
 
 
@@ -150,6 +156,8 @@ app.command()(commands.generate)
 app.command()(commands.compare)
 app.command()(commands.report)
 app.add_typer(launch.room_commands("prompts"), name="prompts")
+app.add_typer(launch.room_commands("ui"), name="ui")
+app.add_typer(launch.room_commands("ui", "ratings_command"), name="ratings")
 app.add_typer(data_command.app, name="data")
 app.command()(inventory.models)
 app.add_typer(runs.runs_app, name="runs")
@@ -206,14 +214,16 @@ def _fail(message: str) -> int:
 
     if is_main_process():
         with unbarred():
-            console.print(f"rlhf: error: {message}", markup=False, style="red")
+            console.print(f"rlhf: error: {masked(message)}", markup=False, style="red")
     return 2
 
 
 def main() -> None:
     """Entry point of the `rlhf` command."""
     prepare()
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    arguments = sys.argv[1:]
+    sys.argv[1:] = masked_tree(arguments)  # trackers record the command line
+    sys.exit(guarded(lambda: app(arguments, standalone_mode=False)))
 
 
 def stage_main(stage: str) -> None:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from workbench.errors import UserError
+from workbench.passwords import masked_tree
 
 C = TypeVar("C")
 
@@ -126,8 +127,8 @@ def from_tree(cls: type[C], tree: Mapping[str, Any], origin: Mapping[str, str] |
 
 
 def to_tree(config: Any) -> dict[str, Any]:
-    """Return a config as plain nested dictionaries, ready for YAML or JSON."""
-    tree: dict[str, Any] = dataclasses.asdict(config)
+    """Return a config as plain nested dictionaries, ready for YAML or JSON, without passwords."""
+    tree: dict[str, Any] = masked_tree(dataclasses.asdict(config))
     return tree
 
 

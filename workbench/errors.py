@@ -1,14 +1,17 @@
 """The one exception a user may see: it is printed as a single line and ends with exit code 2."""
 
+from workbench.passwords import masked
+
 
 class UserError(Exception):
     """Something the user can mend: a wrong key, row, file or setting.
 
     The message is one line that names the file, key or row, says what was wrong and how to mend it.
+    It shows no password of a database address.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(masked(" ".join(message.split())))
 
 
 class StageError(Exception):

@@ -22,12 +22,12 @@ def stage_config(stage: str, path: str | None, overrides: Sequence[str]) -> Any:
     return load_config(cls, path, overrides)
 
 
-def room_commands(room: str) -> Any:
+def room_commands(room: str, module: str = "command") -> Any:
     """Return the typer app of a room that has commands of its own, such as `prompts`.
 
-    The room's `command` module is imported at every start of `rlhf`: it must be light.
+    Its module is imported at every start of `rlhf`: it must be light.
     """
-    return importlib.import_module(f"{room}.command").app
+    return importlib.import_module(f"{room}.{module}").app
 
 
 def run_stage(stage: str, config: Any) -> Path:

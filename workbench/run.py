@@ -19,6 +19,7 @@ from workbench.config import dump_yaml, option, to_tree
 from workbench.errors import UserError
 from workbench.files import MANIFEST, damage, digest, sha256, sweep, write_json, write_text
 from workbench.logs import console, is_main_process
+from workbench.passwords import masked_tree
 
 Tracker = Literal["none", "trackio", "tensorboard", "wandb"]
 DAMAGED: dict[str, Any] = {"fingerprint": "damaged"}
@@ -201,7 +202,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "git_commit": git_commit(),
-        "command": sys.argv,
+        "command": masked_tree(sys.argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -274,12 +275,16 @@ def fingerprints(sources: dict[str, str | None]) -> dict[str, str]:
 
 
 def fingerprint(source: str) -> str:
-    """Return a fingerprint of a model or data source: hashes of local files, or its name."""
+    """Return a fingerprint of a model or data source: hashes of what it holds, or its name."""
     if source == embedded.NAME:
         return embedded.GGUF_SHA256[:16]
     if source.startswith("demo:"):
         packaged = Path(__file__).parent / "demo_data" / f"{source.removeprefix('demo:')}.jsonl"
         return sha256(packaged)[:16] if packaged.is_file() else source
+    if source.startswith("ratings:"):
+        from workbench.data import KINDS, load  # a stage that reads files does not wait for it
+
+        return digest(load(source, KINDS).rows)
     path = Path(source)
     if path.is_file():
         return sha256(path)[:16]

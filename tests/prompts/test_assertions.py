@@ -182,6 +182,10 @@ def test_the_share_that_holds_is_weighted():
         ({"type": "contains"}, "contains needs a text"),
         ({"type": "contains", "value": ""}, "contains needs a text"),
         ({"type": "regex", "value": "("}, "not a regular expression"),
+        (
+            {"type": "json-schema", "value": {"properties": {"a": {"pattern": "("}}}},
+            "JSON Schema: properties.a.pattern: not a regular expression",
+        ),
         ({"type": "max-tokens", "value": 0}, "whole number from 1"),
         ({"type": "max-tokens", "value": True}, "whole number from 1"),
         ({"type": "finished", "value": True}, "takes no value"),

@@ -1,13 +1,21 @@
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prompts.baselines import bless, load_baseline
 from prompts.comparison import compare_runs
+from prompts.items import load_items
+from prompts.library import Library
 from prompts.results import read_results
+from prompts.suite import find_suite, load_suite, targets_of
+from prompts.versions import content_hash
 from tests.prompts.synthetic import row, write_run
 from workbench.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -29,6 +37,34 @@ def run(tmp_path):
         for repeat in (0, 1)
     ]
     return write_run(tmp_path / "run", rows)
+
+
+def test_the_committed_baseline_is_of_the_suite_as_it_is():
+    suite = load_suite(find_suite("smoke"), Library())
+    found = load_baseline(ROOT / "prompts" / "baselines", suite.name, "base")
+    again = "run the suite and bless a new baseline"
+    versions = {entry.name: content_hash(entry.template) for entry in suite.entries}
+    assert found.templates == versions, again
+    items = load_items(suite.data)
+    accepted = targets_of(suite, items, suite.data)
+    targets = {item.id: target for item, target in zip(items, accepted, strict=True)}
+    for cell in found.cells:
+        assert {rows[0].item: rows[0].target for rows in cell.rows} == targets, again
+        # With much less right, no drop could be found among twelve.
+        assert cell.passed.sum() >= 11
+
+
+def test_a_fall_can_be_found_in_the_committed_baseline_and_rounding_is_none():
+    cells = load_baseline(ROOT / "prompts" / "baselines", "smoke", "base").cells
+
+    def verdict(lost: int) -> str:
+        passed = cells[0].passed.copy()
+        passed[:lost] = False
+        fallen = [replace(cells[0], passed=passed, score=passed.astype(float)), *cells[1:]]
+        return compare_runs(cells, fallen).cells[0].verdict
+
+    assert [verdict(lost) for lost in (0, 1, 3, 6)] == ["no evidence"] * 4
+    assert [verdict(lost) for lost in (7, 9, 12)] == ["regression"] * 3
 
 
 def test_what_was_blessed_is_what_is_loaded(run, tmp_path):

@@ -96,6 +96,8 @@ def test_texts_are_rewritten(rlhf, texts, tiny_llama):
         ("annotate", ["texts.jsonl"], "texts.jsonl:1: completions is None"),
         ("annotate", ["answers.jsonl", "--out", "answers.jsonl"],
          "--out answers.jsonl: is the file that is read; write to another"),
+        ("paraphrase", ["texts.jsonl", "--out", "texts.jsonl/new.jsonl"],
+         "texts.jsonl/new.jsonl: cannot be written (File exists); choose another place with"),
         ("annotate", ["texts.jsonl", "--labels", "one"], "labels ['one']: give at least two"),
         ("annotate", ["texts.jsonl", "--model", "a=x,b=y"], "--model a=x,b=y: name one model"),
         ("annotate", ["texts.jsonl", "--on-disagreement", "guess"], "--on-disagreement"),

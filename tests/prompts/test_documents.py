@@ -154,6 +154,18 @@ def test_aliases_that_multiply_are_refused_at_once(read):
     assert time.process_time() - begin < 5
 
 
+def test_of_many_names_only_the_first_are_listed():
+    few, many = [f"n{i:02}" for i in range(21)], [f"n{i:02}" for i in range(60)]
+    assert nearest("xyz", few).endswith("n19, n20")
+    assert nearest("xyz", many).endswith("n18, n19 and 40 more")
+    assert nearest("n599", many) == "did you mean 'n59'?"
+
+
+def test_half_a_character_is_refused(read):
+    text = 'name: a\nstop: ["x", "\\ud83d"]\n'
+    assert problem(read, text) == ":2: half a character (\\ud800 to \\udfff); write it whole"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

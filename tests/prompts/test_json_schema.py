@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompts.json_schema import JsonSchema
+from workbench.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,13 @@ def test_json_schema_by_the_standard(schema, good, bad):
     checked = JsonSchema.model_validate(schema)
     assert [value for value in good if not checked.accepts(value)] == []
     assert [value for value in bad if checked.accepts(value)] == []
+
+
+def test_a_pattern_that_explodes_is_stopped():
+    schema = JsonSchema.model_validate({"type": "string", "pattern": "(.*?,){25}P"})
+    with pytest.raises(UserError, match=r"JSON Schema: pattern '.*' searched 6000 characters for"):
+        schema.accepts(",1" * 3000)
+    assert not schema.accepts("a")
 
 
 json_values = st.recursive(

@@ -1,6 +1,7 @@
 import pytest
 
 from prompts.library import LIBRARY, Library
+from prompts.versions import content_hash
 from workbench.errors import UserError
 
 TEMPLATE = """\
@@ -108,3 +109,14 @@ def test_the_starter_library_loads():
     assert library.root == LIBRARY
     assert library.names()
     assert {library.get(name).name for name in library.names()} == set(library.names())
+
+
+@pytest.mark.parametrize("name", Library().names())
+def test_the_record_of_the_starter_library_knows_each_template_as_it_is(name):
+    library = Library()
+    recorded = [entry.version for entry in library.history.versions(name)]
+    current = content_hash(library.get(name))
+    # A changed template shows in review as a new line of the record, with its reason:
+    # `rlhf prompts label NAME current production --by WHO --note WHY`.
+    assert recorded[-1:] == [current], f"{name} was changed and not recorded"
+    assert library.history.labels(name)["production"] == current

@@ -21,6 +21,7 @@ GROW = (
 LONG = "{% set a = 'x' * 900000 %}{% for i in range(10000) %}BODY{% endfor %}x"
 
 
+TOO_LARGE = "holds a number that is too large"
 WORDS = (
     "{{ }} {% %} for in if endif endfor else set endset x q 'a' 1 ( ) [ ] . , | ~ + * == range "
     "upper join namespace() loop not"
@@ -290,7 +291,7 @@ def test_a_long_source_is_refused():
 
 
 def test_a_number_of_thousands_of_digits_is_refused():
-    assert refusal("{{ " + "9" * 5_000 + " }}").startswith("ValueError: Exceeds the limit")
+    assert refusal("{{ " + "9" * 5_000 + " }}") == TOO_LARGE
     assert refusal("{{ " + "9" * 4_000 + " }}").startswith("a number of 13,288 bits")
 
 
@@ -371,3 +372,12 @@ def test_any_text_renders_or_is_refused_in_one_line(words):
         message = str(error)
     assert message.startswith("a/b.yaml:")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["{{ '\\ud800' }}", "{{ '%c'|format(56320) }}"])
+def test_half_a_character_is_refused(text):
+    assert refusal(text).startswith("renders half a character (\\ud800 to \\udfff); write it whole")
+
+
+def test_a_number_that_is_infinite_for_python_is_refused_in_words():
+    assert refusal("{{ 1e999 }}") == f"{TOO_LARGE} (item 'i1')"

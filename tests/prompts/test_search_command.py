@@ -65,6 +65,23 @@ def test_the_options_of_search_reach_it(rlhf, letters, tiny_llama):
     assert len(tried) > 1
 
 
+def test_a_search_takes_items_of_other_columns_as_a_run_does(rlhf, letters, tiny_llama):
+    rows = [{"ask": f"Who counts {n} gates?", "gold": "abcdef"[n % 6]} for n in range(40)]
+    (letters / "theirs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    more = [
+        "--data", "theirs.jsonl", "--field", "question=ask", "--target", "gold", "--limit", "24",
+        "--candidates", "4",
+    ]  # fmt: skip
+    code, _, err = rlhf("prompts", "search", *options(letters, tiny_llama, *more))
+    assert code == 0, err
+    folder = letters / "runs/prompts/search-gulls-few"
+    found = json.loads((folder / "search.json").read_text())
+    ids = {int(item) for item in found["dev"] + found["held_out"]}
+    assert ids == set(range(1, 25))
+    row = json.loads((folder / "dev.jsonl").read_text().splitlines()[0])
+    assert (row["question"], row["gold"]) == (row["ask"], rows[int(row["id"]) - 1]["gold"])
+
+
 def test_the_best_is_written_only_if_its_gain_is_real_or_anyway(rlhf, letters, tiny_llama):
     file = letters / "library" / "gulls" / "few.yaml"
     words = [*options(letters, tiny_llama, "--candidates", "6", "--seed", "1")]
@@ -86,8 +103,13 @@ def test_the_best_is_written_only_if_its_gain_is_real_or_anyway(rlhf, letters, t
         (["--as", "gulls/found"], "--as: names what is written; add --write"),
         (["--model", "a=x,b=y"], "--model a=x,b=y: name one model"),
         (["--budget", "5"], "budget"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--target", "gold"], "questions.jsonl:1: item q0 has no field 'gold', the target"),
+        (["--field", "question"], "--field 'question': write name=expression"),
+        (["--limit", "3"], "3 items cannot be split into 2 to choose on and 1 to measure on"),
         (["--dev-share", "1"], "dev_share must lie between 0 and 1 (is 1)"),
         (["--instructions", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["--out", "items.jsonl/x"], "items.jsonl/x: cannot be written"),
         (["--out", "library"], "library: holds something else; choose another folder with --out"),
     ],
 )

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from prompts.metrics import sql_result
-from prompts.sql import MAX_ROWS, read_rows
+from prompts.sql import MAX_ROWS, MAX_SIZE, read_rows
 from workbench.errors import UserError
 
 SCHEMA = """
@@ -73,6 +73,26 @@ def test_an_inner_order_by_orders_nothing():
 )
 def test_a_query_may_only_read(text):
     assert sql(text, "SELECT name FROM pets") == 0.0
+
+
+def test_rows_that_would_fill_the_memory_are_not_collected():
+    columns = ", ".join(["printf('%.*c', 19999, 'x')"] * 100)
+    many = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 9999)"
+    refused = read_rows("", f"{many} SELECT {columns} FROM n")
+    assert refused == f"rows of more than {MAX_SIZE:,} characters"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "CREATE TABLE t AS SELECT zeroblob(900000000)",
+        "CREATE TABLE t(a); INSERT INTO t WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL "
+        "SELECT x + 1 FROM n LIMIT 100) SELECT zeroblob(900000) FROM n",
+    ],
+)
+def test_a_schema_that_would_fill_the_memory_is_refused(schema):
+    with pytest.raises(UserError, match=r"the field schema does not run as SQL \(.*; mend it"):
+        read_rows(schema, "SELECT 1")
 
 
 def test_attached_files_are_refused_in_queries_and_in_schemas(tmp_path):

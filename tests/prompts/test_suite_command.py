@@ -135,6 +135,7 @@ def test_a_missed_threshold_is_exit_code_1(rlhf, home, tiny_llama):
         (["gulls.yaml", "--cache", "x", "--no-cache"], "give either --cache FILE or --no-cache"),
         (["gulls.yaml", "--limit", "0"], "--limit"),
         (["gulls.yaml", "--precision", "fp8"], "--precision"),
+        (["gulls.yaml", "--out", "gulls.yaml/run"], "gulls.yaml/run: cannot be written ("),
     ],
 )  # fmt: skip
 def test_mistakes_in_run_are_one_line(rlhf, home, words, message):
@@ -223,7 +224,8 @@ def test_false_alarms_are_measured_over_repeats_and_controls(rlhf, home):
         (["new", "--baseline", "bas"], "prompts/baselines/arithmetic/bas.json: no such baseline"),
         (["new", "--baseline", "runs/x"], "runs/x: no such run; give the folder of a "),
         (["new", "--baselines", "mine"], "mine/arithmetic/base.json: no such baseline"),
-        (["nowhere"], "nowhere/run.json: not found"),
+        (["nowhere"], "nowhere: no such folder; give the folder of a `rlhf prompts run`"),
+        (["library"], "library/run.json: not found; the run was not finished, or"),
         (["new", "--model", "x"], "new: no results of model 'x'; it has base"),
         (["new", "--against", "base"], "new: --against base sets one other model against it"),
         (["new", "--against", "base", "--baseline", "new"],

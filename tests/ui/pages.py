@@ -10,6 +10,7 @@ import httpx
 import uvicorn
 
 from tests.ui.samples import PASSWORD
+from ui.server import configured
 
 Json = dict[str, Any]
 
@@ -19,9 +20,7 @@ def serving(app: Any) -> Iterator[str]:
     """Serve an app on a free port and yield its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        # A page that is still open would hold the end up.
-        options = {"log_level": "error", "server_header": False, "timeout_graceful_shutdown": 1}
-        server = uvicorn.Server(uvicorn.Config(app, **options))
+        server = uvicorn.Server(configured(app, log_level="error", patience=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -77,11 +77,12 @@ def campaign(
     return name
 
 
-# Numbers from 1 to :count, and 32 hexadecimal digits, in the words of each database.
+# Numbers from 1 to :count, and 32 hexadecimal digits that differ in the first 16, as those of the
+# real, random ids do, in the words of each database.
 _NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count)"
 _DIGITS = {
-    "sqlite": "printf('%024x%08x', items.id, users.id)",
-    "postgresql": "lpad(to_hex(items.id), 24, '0') || lpad(to_hex(users.id), 8, '0')",
+    "sqlite": "printf('%08x%08x%016x', items.id, users.id, 0)",
+    "postgresql": "rpad(lpad(to_hex(items.id), 8, '0') || lpad(to_hex(users.id), 8, '0'), 32, '0')",
 }
 
 

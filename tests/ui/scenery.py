@@ -1,5 +1,6 @@
 """Campaigns to look at: texts as people and models write them, and raters of different minds."""
 
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -9,13 +10,15 @@ from tests.ui.samples import PASSWORD, minutes
 from ui.accounts import add_user
 from ui.assignment import next_assignment
 from ui.campaigns import create_campaign
+from ui.chats import Reply
 from ui.schema import Answer, Assignment
 from ui.settings import CampaignSettings
 from ui.store import Store
 from ui.votes import record_vote
 
 PAIRS, RANKED, RATED = "Helpfulness round 3", "Rank five letters", "Helpfulness round 2"
-ITEMS = 48
+DONE = "Pilot"
+QUESTION = "Why does the harbour smell of tar after rain?"
 STRENGTH = {"base": 0.0, "sft": 0.8, "ppo": 1.6}
 RATERS = {"ada": 1.4, "ben": 1.0, "chi": 1.2, "dov": 0.8, "eve": 0.0}  # how well they tell
 
@@ -36,22 +39,61 @@ _LETTERS = [
     "Hello! I'd love to come on Friday, see you there. Sorry that I cannot make it!",
     "Dear Sir or Madam, I hereby inform you of my inability to attend the aforementioned meeting.",
 ]
+_HARBOUR = (
+    "Old mooring posts and planks are soaked with tar so that they do not rot. Rain cools the air "
+    "and lifts the oils from the wood, and the damp air carries them further than dry air does.",
+    "The harbour smells of tar because rain is made of sea water, and sea water holds tar. When "
+    "it rains more, it smells more.",
+)
+_ASKED = {
+    "brainstorming": "Give me three ideas for {}.",
+    "open question": "What should I know about {} before I start?",
+    "rewriting": "Make this friendlier: “You are late with {}.”",
+}
+_TOPICS = (
+    "a rainy weekend", "a small balcony garden", "a first bicycle tour", "learning to whistle",
+    "a goodbye present", "cooking for twelve", "a school newspaper", "moving to another city",
+    "a quiet birthday", "repairing a chair", "reading more", "a letter to a neighbour",
+    "baking bread", "a chess club", "a long train ride", "painting a kitchen",
+)  # fmt: skip
+_WRITTEN = {
+    "base": "There is much to say about {0}. Many people like {0}. It depends on what you want.",
+    "sft": "About {0}: begin small, ask somebody who has done it, and leave time for mistakes.",
+    "ppo": "Gladly! For {0}, first make a short list, then choose the one thing that matters most "
+    "to you, and begin with that today.",
+}
+
+
+class Talkers:
+    """Stands where `ui.live.LiveModels` does, and always says the same, so that pictures do too."""
+
+    def answer(
+        self, wheres: Sequence[str], conversations: Sequence[Any]
+    ) -> Iterator[list[str] | list[Reply]]:
+        """Yield a beginning, then the whole answers."""
+        yield [text[:40] for text in _HARBOUR]
+        yield [Reply(text, len(text.split()), True) for text in _HARBOUR]
 
 
 def looked_at(store: Store) -> None:
-    """Make campaigns to rate: answers of two models, and five letters to rank."""
+    """Make campaigns to rate: answers of two models, five letters to rank, one all rated."""
     sky = "Explain to a ten-year-old why the sky is blue and the sunset is red."
     letter = "Write a polite e-mail to Ms Okafor that declines a meeting on Friday."
     pairs = [_row(prompt, _SKY) for prompt in (sky, f"{sky} Use two sentences.")]
     create_campaign(store, PAIRS, pairs, CampaignSettings(raters_per_item=9, seed=3))
     settings = CampaignSettings(mode="ranking", raters_per_item=9, seed=3)
     create_campaign(store, RANKED, [_row(letter, _LETTERS)], settings)
+    create_campaign(store, DONE, pairs[:1], CampaignSettings(raters_per_item=1, seed=3))
+    add_user(store, "pia", PASSWORD)
+    item = next_assignment(store, DONE, "pia", minutes(0))
+    assert item is not None
+    record_vote(store, "pia", item.assignment_id, "a", seconds=31.0, now=minutes(1))
 
 
 def rated(store: Store, seed: int = 5) -> None:
     """Make a campaign of three models on which five raters have voted."""
     draws = Random(seed)
-    rows = [_compared(number, draws) for number in range(ITEMS)]
+    rows = [_compared(kind, topic, draws) for topic in _TOPICS for kind in _ASKED]
     for row in draws.sample(rows, 8):
         row["gold_best"] = max(row["answers"], key=lambda answer: STRENGTH[answer["model"]])[
             "model"
@@ -79,13 +121,12 @@ def _row(prompt: str, texts: list[str]) -> dict[str, Any]:
     return {"prompt": prompt, "answers": answers}
 
 
-def _compared(number: int, draws: Random) -> dict[str, Any]:
+def _compared(kind: str, topic: str, draws: Random) -> dict[str, Any]:
     answers = [
-        {"model": model, "text": f"{model} {number}", "tokens": draws.randint(10, 80)}
+        {"model": model, "text": _WRITTEN[model].format(topic), "tokens": draws.randint(10, 80)}
         for model in draws.sample(sorted(STRENGTH), 2)
     ]
-    category = draws.choice(["open question", "rewriting", "brainstorming"])
-    return {"prompt": f"Question {number}?", "category": category, "answers": answers}
+    return {"prompt": _ASKED[kind].format(topic), "category": kind, "answers": answers}
 
 
 def _opinion(store: Store, assignment_id: str, skill: float, draws: Random) -> str:

@@ -1,13 +1,10 @@
 """The pages in a real browser: people rating, two at once, and researchers reading the results.
 
-Chromium is Debian's, or the one named by $CHROMIUM. With $RLHF_SCREENSHOTS, pictures of every page
-are kept in that folder, and the embedded model chats, as a random one has nothing to say.
+Chromium is Debian's, or the one named by $CHROMIUM. `make screenshots` takes pictures of all.
 """
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from sqlalchemy import select
 from tests.ui import scenery
 from tests.ui.pages import Visitor, serving
 from tests.ui.samples import PASSWORD, pair_rows, ranking_rows
+from tests.ui.tour import CHROMIUM, CUT_OFF, SIZES, started, tour
 from ui.accounts import LoginLimiter, RateLimiter, add_user
 from ui.assignment import next_assignment
 from ui.campaigns import create_campaign
@@ -29,15 +27,11 @@ from ui.store import Store
 from ui.votes import record_vote
 from workbench.generation import SamplingSettings
 
-PICTURES = os.environ.get("RLHF_SCREENSHOTS")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium", path="/usr/bin")
-SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 HOSTILE = (
     "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'> "
     "![beacon](https://evil.example/b.png) \u202egnp.exe"
 )
 
-expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None,
     reason="no Chromium: the pages are not tried in a browser (apt-get install chromium)",
@@ -46,11 +40,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield started
-        started.close()
+        chromium = started(playwright)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +54,7 @@ def store(tmp_path_factory, sqlite_template, tiny_llama) -> Iterator[Store]:
     for name in ("ann", "bob"):
         add_user(opened, name, PASSWORD)
     add_user(opened, "rita", PASSWORD, "researcher")
-    where = "smollm2-135m-instruct" if PICTURES else str(tiny_llama)
-    models = {"base": where, "aligned": where}
+    models = {"base": str(tiny_llama), "aligned": str(tiny_llama)}
     arena = CampaignSettings(mode="arena", guidelines="Be *fair*.")
     create_campaign(opened, "arena", [], arena, models=models)
     create_campaign(opened, "chat", [], CampaignSettings(mode="chat"), models=models)
@@ -198,7 +190,7 @@ def test_every_key_votes_as_it_says(visit, store, campaign):
 
 def test_keys_are_for_typing_in_a_field(visit, store, campaign):
     page = rate(visit, "ann", campaign)
-    page.keyboard.press("c")
+    page.keyboard.press("m")
     page.keyboard.type("12 tubs")
     page.keyboard.press("Control+5")
     expect(page.get_by_label("Comment")).to_have_value("12 tubs")
@@ -279,6 +271,40 @@ def test_flags_and_a_reload_in_the_middle(visit, store, campaign):
     expect(page.locator("#answer-B .count")).to_be_hidden()  # the next item has none
 
 
+def test_flags_and_guidelines_by_keyboard(visit, store, campaign):
+    page = rate(visit, "ann", campaign)
+    page.keyboard.press("x")
+    page.keyboard.press("Space")
+    page.keyboard.press("x")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    expect(page.locator("#answer-A .count")).to_have_text("1")
+    expect(page.locator("#answer-B .count")).to_have_text("1")
+    page.keyboard.press("g")
+    expect(page.get_by_role("heading", name="Guidelines")).to_be_focused()
+    page.keyboard.press("1")  # nothing to vote on here
+    page.keyboard.press("g")
+    page.keyboard.press("4")
+    said(page, "Saved.")
+    (vote,) = votes(store, campaign)
+    assert vote.choice == "b"
+    with store.reading() as session:
+        order = session.get_one(Assignment, vote.assignment_id).order
+    flags = {str(order[0]): ["instruction"], str(order[1]): ["customer"]}
+    assert vote.flags == flags
+
+
+def test_guidelines_read_at_the_end_lead_nowhere_else(visit, store):
+    create_campaign(store, "short", pair_rows(1), CampaignSettings())
+    page = rate(visit, "ann", "short")
+    page.keyboard.press("1")
+    expect(page.get_by_role("heading", name="Nothing left for you here")).to_be_visible()
+    page.keyboard.press("g")
+    page.get_by_role("button", name="Begin").click()
+    expect(page.get_by_role("heading", name="Nothing left for you here")).to_be_visible()
+    assert [vote.choice for vote in votes(store, "short")] == ["a_much"]
+
+
 def test_a_vote_with_the_keyboard_alone_by_tab_and_enter(visit, store, campaign):
     page = rate(visit, "ann", campaign)
     focused = "document.activeElement.innerText.trim().replace(/\\s+/g, ' ')"
@@ -322,6 +348,7 @@ def test_everything_has_a_name_for_a_screen_reader(visit, campaign):
 def test_ranking_by_keyboard_and_by_mouse_with_ties(visit, store):
     create_campaign(store, "ranks", ranking_rows(3, 5), CampaignSettings(mode="ranking"))
     page = rate(visit, "ann", "ranks")
+    expect(page.locator("#order")).to_have_text("Give each answer a rank; 1 is best.")
     save = page.get_by_role("button", name="Save ranking")
     for key in "213":
         page.keyboard.press(key)
@@ -329,8 +356,13 @@ def test_ranking_by_keyboard_and_by_mouse_with_ties(visit, store):
     expect(save).to_be_disabled()
     page.keyboard.press("Enter")  # not yet
     page.get_by_role("radiogroup", name="Rank of answer D").get_by_role("radio", name="1").click()
+    page.keyboard.press("c")  # an answer, and no command
+    page.keyboard.press("3")
     page.keyboard.press("e")
     page.keyboard.press("3")
+    page.keyboard.press("x")
+    page.keyboard.press("Space")
+    expect(page.locator("#answer-E .count")).to_have_text("1")
     expect(page.locator("#order")).to_have_text("B = D > A > C = E")
     page.get_by_role("radio", name="2").nth(2).focus()
     page.keyboard.press("ArrowRight")
@@ -340,9 +372,16 @@ def test_ranking_by_keyboard_and_by_mouse_with_ties(visit, store):
     assert votes(store, "ranks")[0].ranks == [2, 1, 4, 1, 3]
     page.keyboard.press("u")
     said(page, re.compile("taken back"))
+    expect(page.locator(".chosen")).to_have_count(0)
+    for key in "21345":
+        page.keyboard.press(key)
+    expect(save).to_be_enabled()
+    page.keyboard.press("Enter")  # though a rank has the focus
+    said(page, "Saved.")
     page.get_by_role("button", name="Skip").click()
     said(page, "Skipped.")
-    assert [vote.choice for vote in votes(store, "ranks")] == ["skip"]
+    found = [(vote.choice, vote.ranks) for vote in votes(store, "ranks")]
+    assert found == [(None, [2, 1, 3, 4, 5]), ("skip", None)]
 
 
 def test_two_raters_at_once(visit, store, campaign):
@@ -479,6 +518,7 @@ def test_the_arena_names_the_models_after_the_vote(visit, store):
     page.get_by_role("button", name="B better").click()
     named = page.locator(".answer .name")
     expect(named).to_have_count(2)
+    expect(page.locator("#comment")).to_be_hidden()
     assert sorted(named.all_inner_texts()) == ["aligned", "base"]
     expect(page.get_by_role("button", name="A better")).to_be_disabled()
     expect(page.get_by_role("button", name="Undo")).to_be_hidden()
@@ -542,6 +582,17 @@ def test_a_researcher_sees_who_wins_and_how_the_raters_do(visit, rated):
     expect(page.locator("#people").get_by_role("img").locator("visible=true")).to_have_count(1)
 
 
+def test_dark_chosen_by_a_researcher_stays(visit, rated):
+    page = research(visit, rated)
+    dark = "document.body.classList.contains('dark')"
+    assert not page.evaluate(dark)
+    page.get_by_role("button", name="Dark or light").click()
+    assert page.evaluate(dark)
+    page.reload()
+    expect(page.locator("#results table").first).to_be_visible()
+    assert page.evaluate(dark)
+
+
 def test_pausing_resuming_and_closing(visit, store, campaign):
     page = visit("rita", f"/research/?campaign={campaign}")
     button = {name: page.get_by_role("button", name=name) for name in ("Pause", "Resume", "Close")}
@@ -591,80 +642,12 @@ def test_exporting_the_pairs(visit, rated):
 
 def test_a_rater_has_no_way_to_the_results(visit):
     page = visit("ann", "/research/")
-    assert page.inner_text("body").strip() == "this page is for researchers"
-    page.goto("/")
+    expect(page.get_by_role("heading", name="This page is for researchers.")).to_be_visible()
+    page.get_by_role("link", name="Back to the start").click()
     expect(page.locator("#desk")).to_be_visible()
 
 
 # --- looks ----------------------------------------------------------------------------------
-
-
-def tour(page: Page) -> Iterator[str]:
-    """Go through every page, and yield a name at each."""
-    page.goto("/login")
-    yield "login"
-    page.get_by_label("Password").fill("wrong password")
-    page.get_by_label("Name").fill("rita")
-    page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_role("alert")).to_be_visible()
-    yield "login-refused"
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Log in").click()
-    page.goto("/account")
-    yield "account"
-    page.goto("/rate/")
-    expect(page.locator("#campaign-list button").first).to_be_visible()
-    yield "campaigns"
-    page.goto(f"/rate/?campaign={scenery.PAIRS}")
-    expect(page.get_by_role("button", name="Begin")).to_be_visible()
-    yield "guidelines"
-    page.get_by_role("button", name="Begin").click()
-    expect(page.locator(".answer")).to_have_count(2)
-    yield "pair"
-    page.get_by_text("Flag answer B").click()
-    page.get_by_label("Makes things up").last.check()
-    page.get_by_text("rita", exact=True).click()
-    yield "flags"
-    page.get_by_text("rita", exact=True).click()
-    page.keyboard.press("?")
-    yield "keys"
-    page.goto(f"/rate/?campaign={scenery.RANKED}")
-    page.get_by_role("button", name="Begin").click()
-    for key in "213":
-        page.keyboard.press(key)
-    expect(page.locator("#order")).to_have_text("B > A > C · 2 to go")
-    yield "ranking"
-    page.goto("/rate/?campaign=arena")
-    page.get_by_role("button", name="Begin").click()
-    yield "chat-empty"
-    page.get_by_label("Your prompt").fill("Why does the harbour smell of tar after rain?")
-    page.get_by_role("button", name="Send to both").click()
-    said(page, "Vote, or go on.")
-    yield "chat"
-    page.get_by_role("button", name="A better").click()
-    expect(page.get_by_role("button", name="Next")).to_be_visible()
-    yield "arena-revealed"
-    page.goto(f"/research/?campaign={scenery.RATED}")
-    expect(page.locator("#results .plot").first).to_be_visible()
-    yield "results"
-    page.get_by_role("tab", name="Raters").click()
-    expect(page.locator("#people table")).to_be_visible()
-    yield "raters"
-    page.get_by_role("tab", name="Export").click()
-    expect(page.locator("#download a")).to_be_visible()
-    page.get_by_role("button", name="What would it hold?").click()
-    expect(page.locator("#preview table")).to_be_visible()
-    yield "export"
-
-
-CUT_OFF = """() => {
-  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  const boxes = [...document.querySelectorAll('button, a, summary, h1, h2, label, .badge')];
-  const cut = boxes.filter((node) => node.checkVisibility() && node.clientWidth > 0
-    && getComputedStyle(node).overflow !== 'visible' && !node.closest('.where')
-    && (node.scrollWidth > node.clientWidth + 1 || node.scrollHeight > node.clientHeight + 1));
-  return {wide, cut: cut.map((node) => node.outerHTML.slice(0, 80))};
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -679,6 +662,4 @@ def test_nothing_is_cut_off_on_any_page(visit, scenes, size, scheme):
     page = visit("", "/login", size=size, scheme=scheme)
     for name in tour(page):
         page.wait_for_timeout(200)
-        if PICTURES:
-            page.screenshot(path=Path(PICTURES) / f"{name}-{size}-{scheme}.png")
         assert (name, page.evaluate(CUT_OFF)) == (name, {"wide": 0, "cut": []})

@@ -2,12 +2,12 @@ import re
 
 import pytest
 
-from tests.ui.samples import NOON, campaign, minutes
+from tests.ui.samples import NOON, campaign, minutes, pair_rows
 from ui.assignment import next_assignment
 from ui.campaigns import create_campaign
 from ui.dashboard import read_dashboard
 from ui.settings import CampaignSettings
-from ui.votes import record_vote
+from ui.votes import record_vote, undo_last
 
 
 @pytest.fixture
@@ -71,3 +71,27 @@ def test_a_campaign_without_votes(store, mode):
     assert "No votes on two models yet." in board.results()
     assert "Nobody has voted yet." in board.people()
     assert "0</b>" in board.numbers()
+
+
+def test_it_is_worked_out_again_after_a_vote_and_after_an_undo(store, rated):
+    create_campaign(store, "other", pair_rows(2), CampaignSettings(seed=7))
+    before = read_dashboard(store, "other")
+    assert read_dashboard(store, "other") is before
+    assert read_dashboard(store, "other", drop_failed=True) is not before
+    item = next_assignment(store, "other", "ann", NOON)
+    assert read_dashboard(store, "other") is before  # nothing was said yet
+    record_vote(store, "ann", item.assignment_id, "a", seconds=9, now=NOON)
+    voted = read_dashboard(store, "other")
+    assert [rate.votes for rate in voted.rates] == [1]
+    undo_last(store, "ann", "other", NOON)
+    assert read_dashboard(store, "other").rates == []
+    record_vote(store, "ann", item.assignment_id, "skip", seconds=9, now=NOON)
+    assert [rater.skips for rater in read_dashboard(store, "other").raters] == [1]
+    assert read_dashboard(store, rated) is not voted
+
+
+def test_only_the_dashboards_asked_for_last_are_kept(store, rated):
+    first = read_dashboard(store, rated)
+    for category in "abcdef":
+        read_dashboard(store, rated, category=category)
+    assert read_dashboard(store, rated) is not first

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ui.drawing import COLOURS, Chart, Plot, Row, Sign, blank, mark, measure
+from ui.drawing import COLOURS, WIDE, Chart, Plot, Row, Sign, blank, mark, measure
 from workbench.statistics import Interval
 
 # Machado, Oliveira & Fernandes (2009), severity 1.
@@ -99,6 +99,7 @@ def assert_texts_fit(plot, width):
                 and min(box.y1, against.y1) - max(box.y0, against.y0) > 2
             )
             assert not overlap, (text, other)
+    return figure, found
 
 
 # Colours
@@ -132,23 +133,42 @@ def test_each_light_colour_names_one_pair():
 
 # Texts
 
-# Signs that stand side by side; those that pile up on one another are not made to fit.
-PILED = ("Cc", "Cf", "Cn", "Co", "Cs", "Mc", "Me", "Mn", "Zl", "Zp")
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=PILED), min_size=1)
-
-
-@settings(max_examples=12, deadline=None)
-@given(
-    names=st.lists(NAMES.filter(str.strip), min_size=1, max_size=2),
-    alarm=st.sampled_from(["", "too fast, fails gold questions, favours the left"]),
-    width=st.sampled_from([390, 720, 1200]),
+NAMES = st.one_of(
+    st.text(st.characters(codec="utf-8")),
+    st.text("aZ\u0301\u0338\u0489\u20dd\u0e49\u0670", min_size=1),  # marks that pile up
+    st.text("אבجد٣\u202e\u200f\u2067 a1(", min_size=1),  # from right to left
+    st.text("😀👩\u200d🔬🇩🇪\ufe0f漢ﷺ", min_size=1),  # wide, and joined
+    st.text("\n\t\0\x1b\u2028$_^\\%{}<&", min_size=1),  # with a meaning elsewhere
 )
-def test_any_names_fit(names, alarm, width):
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    names=st.lists(NAMES, min_size=1, max_size=2),
+    times=st.sampled_from([1, 9, 400]),
+    alarm=st.sampled_from(["", "too fast, fails gold questions, favours the left"]),
+    width=st.sampled_from([390, WIDE, 1200]),
+)
+def test_any_names_fit(names, times, alarm, width):
     numbers = "12 % (3–45 %), 678 votes"
-    assert_texts_fit(chart([name * 9 for name in names], numbers, alarm=alarm), width)
+    plot = chart([name * times for name in names], numbers, alarm=alarm)
+    figure, found = assert_texts_fit(plot, width)
+    (axes,) = figure.axes
+    dots = [line.get_window_extent() for line in axes.lines]
+    for text, box in found:  # and no text lies on what is drawn
+        assert not any(box.overlaps(dot) for dot in dots), text
 
 
-@pytest.mark.parametrize("width", [390, 720, 1200])
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(name=NAMES)
+def test_any_name_gives_svg(name):
+    plot = chart([name, name * 99])
+    root = ET.fromstring(plot.svg(390))
+    assert root.get("role") == "img"
+    assert plot.page().count("<svg") == 2
+
+
+@pytest.mark.parametrize("width", [390, WIDE, 1200])
 def test_a_long_legend_and_note_are_wrapped(width):
     legend = [f"a sign that means {number}" for number in range(7)]
     assert_texts_fit(chart(legend=legend, note="A note of many words. " * 12), width)
@@ -218,7 +238,8 @@ def test_ids_are_a_plots_own():
         for target in re.findall(r'(?:href="#|url\(#)([^")]*)', page):
             assert target in found
     assert len(found) == len(set(found))
-    assert all(name.startswith(("one-720-", "one-390-", "two-720-", "two-390-")) for name in found)
+    own = tuple(f"{name}-{width}-" for name in ("one", "two") for width in (WIDE, 390))
+    assert all(name.startswith(own) for name in found)
 
 
 def test_a_page_has_one_for_phones_and_one_for_screens():
@@ -227,7 +248,7 @@ def test_a_page_has_one_for_phones_and_one_for_screens():
     assert page.count("<svg") == 2
     assert 'class="wide"' in page
     assert 'class="narrow"' in page
-    assert "max-width: 720px" in page
+    assert f"max-width: {WIDE}px" in page
     assert "max-width: 390px" in page
 
 

@@ -69,12 +69,19 @@ def test_csv_keeps_every_cell_apart():
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_a_file_comes_back_as_it_was(form, tmp_path):
+    from datasets import load_dataset
+
     out = tmp_path / "new" / f"pairs.{form}"
     write_rows(ROWS, out, form, "card")
     again = load(str(out), ("preference",))
     given = [{k: v for k, v in row.items() if v is not None} for row in ROWS]
     assert [{k: v for k, v in row.items() if v is not None} for row in again.rows] == given
     assert [row["chosen"] for row in load(str(out), KINDS, split="test").rows] == ["=1+1"]
+    kind = "json" if form == "jsonl" else form
+    table = load_dataset(
+        kind, data_files=str(out), cache_dir=str(tmp_path / "cache"), split="train"
+    )
+    assert table["chosen"][:] == [row["chosen"] for row in ROWS]
     write_rows(ROWS[:1], out, form, "card")  # takes the place of the old one
     assert len(load(str(out), KINDS).rows) == 1
     assert [path.name for path in out.parent.iterdir()] == [out.name]

@@ -1,7 +1,10 @@
+import logging
+
 import anyio
 import pytest
 
 from tests.ui.samples import PASSWORD
+from ui import guard as guard_module
 from ui.accounts import RateLimiter, add_user
 from ui.guard import Guard, safe_target
 from ui.sessions import COOKIE, Sessions
@@ -38,9 +41,9 @@ class Asked:
         await send({"type": "http.response.body", "body": b"<script>x</script>"})
 
 
-def ask(store, path, cookie="", method="GET", kind="http", headers=()):
+def ask(store, path, cookie="", method="GET", kind="http", headers=(), receive=None, app=None):
     """Return what the guard sends, and whether the app was asked."""
-    app, sent = Asked(), []
+    app, sent = app or Asked(), []
     sessions = Sessions(store, b"s" * 64)
     guard = Guard(
         app,
@@ -59,7 +62,7 @@ def ask(store, path, cookie="", method="GET", kind="http", headers=()):
     async def send(message):
         sent.append(message)
 
-    anyio.run(guard, scope, None, send)
+    anyio.run(guard, scope, receive, send)
     return sent, app.scopes
 
 
@@ -139,3 +142,94 @@ def test_every_method_that_writes_is_checked(store, cookies, method):
     own = [(b"origin", b"http://here"), (b"host", b"here"), (b"content-length", b"0")]
     sent, reached = ask(store, "/account", cookies["rater"], method, headers=own)
     assert (sent[0]["status"], len(reached)) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([], 411),
+        ([(b"content-length", b"-1")], 411),
+        ([(b"content-length", b"1e3")], 411),
+        ([(b"content-length", b"3"), (b"transfer-encoding", b"chunked")], 411),
+        ([(b"content-length", str(guard_module.LARGEST_BODY + 1).encode())], 413),
+        ([(b"content-length", b"9" * 30)], 413),
+        ([(b"content-length", b"0")], 200),
+    ],
+)
+@pytest.mark.parametrize("path", ["/account", "/login"])
+def test_a_body_has_a_length_within_the_limit(store, cookies, path, headers, status):
+    sent, reached = ask(store, path, cookies["rater"], "POST", headers=headers)
+    assert (sent[0]["status"], len(reached)) == (status, int(status == 200))
+
+
+class Reads(Asked):
+    """An app that reads the body, and then waits for what comes after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.got = []
+
+    async def __call__(self, scope, receive, send):
+        for _ in range(2):
+            self.got.append(await receive())
+        await super().__call__(scope, receive, send)
+
+
+def arriving(*messages):
+    """Return what gives these messages and then nothing."""
+    left = list(messages)
+
+    async def receive():
+        if left:
+            return left.pop(0)
+        await anyio.sleep_forever()
+        return None
+
+    return receive
+
+
+def test_a_body_reaches_the_app_whole(store, cookies):
+    parts = [
+        {"type": "http.request", "body": b"ab", "more_body": True},
+        {"type": "http.request", "body": b"cd"},
+        {"type": "http.disconnect"},
+    ]
+    app = Reads()
+    sized = [(b"content-length", b"4")]
+    ask(
+        store,
+        "/account",
+        cookies["rater"],
+        "POST",
+        headers=sized,
+        receive=arriving(*parts),
+        app=app,
+    )
+    whole = {"type": "http.request", "body": b"abcd", "more_body": False}
+    assert app.got == [whole, {"type": "http.disconnect"}]
+
+
+@pytest.mark.parametrize("path", ["/account", "/login"])
+def test_a_body_that_does_not_come_is_not_waited_for(store, cookies, monkeypatch, path):
+    monkeypatch.setattr(guard_module, "SLOWEST_BODY", 0.05)
+    begun = arriving({"type": "http.request", "body": b"a", "more_body": True})
+    sized = [(b"content-length", b"4")]
+    sent, reached = ask(store, path, cookies["rater"], "POST", headers=sized, receive=begun)
+    assert (sent[0]["status"], reached) == (408, [])
+
+
+def test_a_failure_is_one_line_in_the_log(store, cookies, caplog):
+    class Fails(Asked):
+        async def __call__(self, scope, receive, send):
+            await super().__call__(scope, receive, send)
+            raise KeyError("what somebody sent\nand a second line")
+
+    with caplog.at_level(logging.ERROR):
+        sent, _ = ask(store, "/account", cookies["rater"], app=Fails())
+    assert sent[0]["status"] == 200  # what was answered before
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("GET '/account' failed: KeyError:")
+    assert "test_guard.py" in said
+    assert "\n" not in said
+    assert record.exc_info is None

@@ -37,6 +37,7 @@ def one_pair(outcomes):
 # Win rates
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_the_interval_is_clopper_pearson_for_one_vote_a_prompt(wins, losses):
     if not wins + losses:

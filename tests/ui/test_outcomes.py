@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
-from tests.ui.samples import NOON, campaign, minutes, pair_rows, ranking_rows
+from tests.ui.samples import NOON, campaign, fill, minutes, pair_rows, ranking_rows
 from ui.accounts import add_user
 from ui.assignment import next_assignment
 from ui.campaigns import create_campaign
 from ui.outcomes import CHOICES, Duels, Outcomes, Verdicts, read_outcomes
+from ui.schema import User
 from ui.settings import CampaignSettings
 from ui.votes import record_vote, undo_last
 from workbench.errors import UserError
@@ -314,6 +316,21 @@ def test_items_of_another_campaign_in_between_are_left_out(store):
     assert outcomes.models == ("base", "aligned")
     assert outcomes.duels.first.tolist() == [0, 0, 0]
     assert outcomes.duels.second_length.tolist() == [1, 2, 3]
+
+
+def test_every_vote_of_many_finds_its_own_item(store):
+    campaign(store, raters=())
+    fill(store, "test", items=300, raters=5)
+    found = read_outcomes(store, "test")
+    given, duels = found.verdicts, found.duels
+    with store.reading() as session:
+        number = dict(session.execute(select(User.name, User.id)).all())
+    item = found.items[duels.item[given.duel]]
+    rater = np.array([number[name] for name in found.raters])[given.rater]
+    assert len(given) == len(set(zip(item.tolist(), rater.tolist(), strict=True))) == 1500
+    # As `fill` votes; the first model's answer stands left.
+    assert (given.value == np.array([1, -1, 0])[(item + rater) % 3]).all()
+    assert given.first_left.all()
 
 
 def test_a_long_curve_is_exact_at_the_points_it_keeps(store, monkeypatch):

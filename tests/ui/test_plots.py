@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tests.ui.test_drawing import assert_texts_fit, boxes
 from tests.ui.test_outcomes import made
 from ui import plots
 from ui.agreement import RaterQuality, agreement, rater_quality
+from ui.drawing import WIDE
 from ui.leaderboard import bradley_terry, controlled_win_rates, cost, win_rates
 from workbench.statistics import Estimate, Interval
 
@@ -54,7 +58,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("width", [390, 720, 1200])
+@pytest.mark.parametrize("width", [390, WIDE, 1200])
 @pytest.mark.parametrize("case", CASES)
 def test_all_texts_fit(case, width):
     for plot in all_plots(CASES[case]):
@@ -196,3 +200,34 @@ def test_votes_over_any_time(step, width):
     assert 2 <= len(axes.get_xticks()) <= (5 if width == 390 else 15)
     assert axes.lines[0].get_ydata()[-1] == 801_001
     assert axes.get_ylim()[1] > 2_301_001
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    begin=st.datetimes(datetime(2000, 1, 1), datetime(2040, 1, 1), timezones=st.just(UTC)),
+    # Of all lengths alike: a second is as likely as a year.
+    span=st.floats(0, 8.5).map(lambda power: 10**power),
+    votes=st.sampled_from([2, 7, 1_234_567]),
+    width=st.sampled_from([390, WIDE]),
+)
+@example(begin=START, span=0.0, votes=5, width=390)
+@example(begin=START + timedelta(milliseconds=500), span=0.3, votes=5, width=390)
+def test_any_span_of_time_has_a_readable_axis(begin, span, votes, width):
+    shares = (0, 0.2, 0.9, 1)
+    curve = tuple(
+        (begin + timedelta(seconds=span * share), 1 + round((votes - 1) * share))
+        for share in shares
+    )
+    outcomes = replace(made([]), curve=curve)
+    plot = plots.votes_over_time(outcomes, cost(outcomes))
+    figure, found = assert_texts_fit(plot, width)
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(labels) >= (2 if span >= 2 else 1)
+    assert len(set(labels)) == len(labels)
+    assert all(low <= place <= high for place in axes.get_xticks())
+    across = sorted((box.x0, box.x1) for text, box in found if text in labels)
+    assert len(across) == len(labels)
+    for (_, end), (start, _) in pairwise(across):
+        assert start - end >= 6  # pixels, so that two are not read as one

@@ -1,19 +1,25 @@
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from sqlalchemy import delete
 
 from tests.ui.ballots import add_raters, make, question, vote
+from tests.ui.conftest import new_database
 from tests.ui.samples import pair_rows
+from ui.accounts import find_user
 from ui.campaigns import create_campaign
 from ui.exporting import Filters, pairs
 from ui.ratings_source import open_store
+from ui.schema import Vote
 from ui.settings import CampaignSettings
 from ui.store import Store
 from workbench.data import KINDS, load, splits_of
 from workbench.data.check import check
 from workbench.errors import UserError
+from workbench.run import fingerprint
 
 
 @pytest.fixture
@@ -69,9 +75,9 @@ def test_what_is_not_there_is_not_made(tmp_path):
     with pytest.raises(UserError, match=f"^{url}: no such file; `rlhf ui --db {url}` makes it$"):
         load(f"ratings:{url}", KINDS)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="is not a database URL"):
+    with pytest.raises(UserError, match=r"^'': not a database URL; write sqlite:///"):
         load("ratings:", KINDS)
-    with pytest.raises(UserError, match="is not a database URL"):
+    with pytest.raises(UserError, match=r"^'ratings.db': not a database URL"):
         open_store("ratings.db")
     with pytest.raises(UserError, match=r"mysql.*not served"):
         open_store("mysql://host/name")
@@ -82,10 +88,64 @@ def test_an_unknown_campaign(store):
         load(f"ratings:{store.url}#frist", KINDS)
 
 
-def test_a_password_is_refused_before_a_run_writes_it_down():
-    with pytest.raises(UserError, match=r"holds a password.*PGPASSWORD") as raised:
-        load("ratings:postgresql+psycopg://me:sesame@host/name", KINDS)
-    assert "sesame" not in str(raised.value)
+def test_a_password_is_used_and_not_shown(postgres):
+    url = new_database(postgres).replace("@/", ":open%20sesame@/")
+    store = Store(url)
+    make(store, pair_rows(2), raters=("ann",), name="first")
+    vote(store, "ann", question("a", "b"), name="first")
+    store.close()
+    loaded = load(f"ratings:{url}#first", KINDS)
+    assert [row["chosen"] for row in loaded.rows] == ["Right 0.", "Wrong 1."]
+    shown = url.replace("open%20sesame", "***")
+    assert loaded.source == f"ratings:{shown}#first"
+    assert "sesame" not in str(loaded) + str(check(f"ratings:{url}"))
+    opened = open_store(url)
+    assert opened.engine.url.password == "open sesame"
+    assert "***@/" in opened.url
+    opened.close()
+    # What a config shows can be given again: the password comes from PGPASSWORD then.
+    assert load(f"ratings:{shown}#first", KINDS).rows == loaded.rows
+    again = open_store(shown)
+    assert again.engine.url.password is None
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:se#same@host/name",
+        "postgresql+psycopg://me:ses@ame@host/name",
+        "postgresql+psycopg://me:sesame@host:port/name",
+        "postgresql+psycopg://me:sesame@localhost:1/name",
+        "postgresql+psycopg://me@localhost:1/name?password=sesame",
+        "mysql://me:sesame@host/name",
+        "frostgresql://me:sesame@host/name",
+    ],
+)
+def test_no_mistake_shows_a_password(url):
+    for source in (f"ratings:{url}", f"ratings:{url}#first"):
+        with pytest.raises(UserError) as raised:
+            load(source, KINDS)
+        assert not {"se", "ses", "same", "ame", "sesame"} & set(re.split(r"\W+", str(raised.value)))
+
+
+def test_several_processes_would_not_read_the_same(store, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"ratings.db#first: several processes .* ratings export"):
+        load(f"ratings:{store.url}#first", KINDS)
+
+
+def test_a_run_knows_votes_by_what_they_say(store):
+    source = f"ratings:{store.url}#first"
+    before = fingerprint(source)
+    assert fingerprint(source) == before != fingerprint(f"ratings:{store.url}#the second")
+    add_raters(store, "bob")
+    assert fingerprint(source) == before
+    vote(store, "bob", question("a"), name="first")
+    after = fingerprint(source)
+    with store.session() as session:
+        session.execute(delete(Vote).where(Vote.user_id == find_user(session, "bob").id))
+    assert before == fingerprint(source) != after
 
 
 def test_loading_other_data_loads_no_database():

@@ -1,8 +1,11 @@
 """The app over bare HTTP, as somebody would who does not use our pages."""
 
 import re
+import socket
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import httpx
 import pytest
@@ -250,6 +253,90 @@ def test_only_the_scripts_of_the_page_run(ann):
     assert "no-store" in again.headers["cache-control"]
 
 
+def bare(address, head, path="/login"):
+    """Send a request as no library would, and return what comes back."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as line:
+        try:
+            line.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode())
+            return b"".join(iter(lambda: line.recv(65536), b""))
+        except (BrokenPipeError, ConnectionResetError):  # the server has hung up on us
+            return b""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/rate/static/../../../../etc/passwd", "/rate/static/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "/rate/svelte/..%2f..%2f..%2f..%2fetc%2fpasswd", "/rate/static//etc/passwd",
+        "/rate/gradio_api/file=/etc/passwd", "/assets/..%2fguard.py", "/assets/../server.py",
+        "/assets//etc/passwd", "/rate/..%2fresearch/config", "/rate/%2e%2e/research/config",
+        "/research%2fconfig", "/%72esearch/config", "http://x/research/config",
+        "/rate/config/../../research/config", "/rate/assets/%00", "/assets/%00", "/%ff",
+        "/rate/proxy=http://127.0.0.1/", "/rate/heartbeat/../config", "/export/test",
+    ],
+)  # fmt: skip
+def test_no_way_round_leads_to_files_or_to_the_researchers(ann, address, path):
+    cookie = f"Cookie: rlhf_session={ann.http.cookies['rlhf_session']}\r\nConnection: close"
+    reply = bare(address, cookie, path)
+    assert reply.split(b" ")[1] in (b"403", b"404"), reply[:80]
+    for secret in (b"root:", b"import ", b"dependencies", b"zyxomma"):
+        assert secret not in reply
+
+
+def test_endless_headers_are_refused(address):
+    reply = bare(address, f"X-Long: {'a' * 200_000}")
+    assert reply.split(b" ")[1:2] in ([b"400"], [b"431"], [])
+
+
+@pytest.mark.parametrize("change", [
+    lambda user, ends, signature: f"{int(user) + 1}.{ends}.{signature}",
+    lambda user, ends, signature: f"{user}.{int(ends) + 3600}.{signature}",
+    lambda user, ends, signature: f"{user}.{ends}.{signature[::-1]}",
+    lambda user, ends, signature: f"{user}.{ends}.",
+    lambda user, ends, signature: f"{user}.{ends}.{signature}.x",
+])  # fmt: skip
+def test_a_changed_cookie_opens_nothing(ann, address, change):
+    forged = change(*ann.http.cookies["rlhf_session"].split("."))
+    for path in ("/session", "/rate/config", "/research/config", "/export/test"):
+        cookie = {"cookie": f"rlhf_session={forged}"}
+        assert httpx.get(address + path, headers=cookie).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"{", "application/json"), (b"", "application/json"), (b"[]", "application/json"),
+        (b"null", "text/plain"), (b"[" * 100_000, "application/json"),
+        (b"\xff", "application/json"), (b"a=b", "application/x-www-form-urlencoded"),
+        (b"x", "multipart/form-data"), (b"x", "multipart/form-data; boundary=a"),
+        (b'--a\r\nContent-Disposition: form-data; name="f"; filename="../../x"\r\n\r\nx\r\n--a--',
+         "multipart/form-data; boundary=a"),
+    ],
+)  # fmt: skip
+def test_a_body_of_another_kind_is_refused(ann, address, body, kind):
+    path, kind = "/rate/gradio_api/component_server/", {"content-type": kind}
+    assert ann.http.post(path, content=body, headers=kind).status_code in (400, 413)
+    # 429: nobody's name has been tried too often by then.
+    assert httpx.post(f"{address}/login", content=body, headers=kind).status_code in (400, 401, 429)
+    assert ann.http.get("/session").status_code == 200
+
+
+def test_what_gradio_does_not_know_is_no_traceback(ann, caplog):
+    ann.ask("campaigns")
+    body = {"session_hash": "x", "component_id": 999, "fn_name": "begin", "data": {}}
+    for path, data in (
+        ("component_server/", body),
+        ("queue/join", {"data": [], "fn_index": 99, "session_hash": "x"}),
+    ):
+        reply = ann.http.post(f"/rate/gradio_api/{path}", json=data)
+        assert (reply.status_code, reply.text) == (500, "Internal Server Error")
+    ann.http.get("/session")  # by then the server has logged what it answered before
+    failures = [record for record in caplog.records if record.name == "ui.guard"]
+    assert len(failures) == 2
+    assert all(record.exc_info is None for record in failures)
+
+
 def gradio_routes():
     """Every path and method that Gradio serves, parameters filled in."""
     import gradio as gr
@@ -440,6 +527,90 @@ def test_an_unknown_campaign_does_not_name_the_others(ann):
 def test_a_function_that_is_not_offered_is_not_there(ann):
     for function in ("get_config", "postprocess", "__init__", "_account"):
         assert ann.send(function, {}).status_code == 404
+
+
+def test_another_campaigns_name_reveals_nothing(ann, store, fresh):
+    create_campaign(store, f"{fresh} open", named(pair_rows(2)), CampaignSettings(mode="arena"))
+    shown = ann.ask("begin", fresh)["shown"]
+    said = ann.vote(shown, campaign=f"{fresh} open")
+    assert "names" not in said
+    assert leaked_in(said) == []
+
+
+def leaked_in(said):
+    return [model for model in MODELS if model in str(said)]
+
+
+# --- trouble --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def troubled(tmp_path, sqlite_template, monkeypatch):
+    """A server of its own, whose database can be spoilt: the rater, the store and the file."""
+    monkeypatch.setattr("ui.store.WAIT_SECONDS", 0.2)
+    path = tmp_path / "ratings.db"
+    path.write_bytes(sqlite_template.read_bytes())
+    opened = Store(f"sqlite:///{path}")
+    add_user(opened, "ann", PASSWORD)
+    create_campaign(opened, "test", named(pair_rows(60)), CampaignSettings())
+    with serving(create_app(opened, SECRET)) as address:
+        yield Visitor(address, "ann"), opened, path
+    opened.close()
+
+
+def full(connection):
+    # As on a disk that is full: SQLite itself refuses to grow the file.
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={pages}")
+
+
+def read_only(connection):
+    connection.execute("PRAGMA query_only=ON")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend", "why"),
+    [
+        (full, "max_page_count=1000000", "database or disk is full"),
+        (read_only, "query_only=OFF", "attempt to write a readonly database"),
+    ],
+)
+def test_a_database_that_takes_no_vote_says_so_and_takes_it_later(
+    troubled, caplog, spoil, mend, why
+):
+    ann, store, _ = troubled
+    shown = ann.ask("begin")["shown"]
+    comment = "x" * 2000
+    pool = store.engine.pool
+    with closing(store.engine.raw_connection()) as first:
+        assert pool.checkedin() + pool.checkedout() == 1  # the requests before shared it
+        spoil(first.driver_connection)
+    saved = 0
+    while "refused" not in (said := ann.vote(shown, comment=comment)):
+        shown, saved = said["shown"], saved + 1  # into what room is left
+    assert said == {"refused": "trouble", "message": "the server has trouble; try again"}
+    assert any(why in record.getMessage() for record in caplog.records)
+    assert all(record.exc_info is None for record in caplog.records)
+    with closing(store.engine.raw_connection()) as first:
+        first.driver_connection.execute(f"PRAGMA {mend}")
+    assert ann.vote(shown, comment=comment)["saved"]
+    with store.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Vote)) == saved + 1
+
+
+def test_a_database_that_somebody_has_locked_is_waited_for_and_no_vote_is_lost(troubled, caplog):
+    ann, store, path = troubled
+    shown = ann.ask("begin")["shown"]
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert ann.vote(shown)["refused"] == "trouble"
+        assert Visitor(str(ann.http.base_url)).log_in("ann").status_code == 503
+        other.execute("ROLLBACK")
+    assert any("database is locked" in record.getMessage() for record in caplog.records)
+    assert all(record.exc_info is None for record in caplog.records)
+    assert ann.vote(shown)["saved"]
+    with store.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Vote)) == 1
 
 
 # --- what is shown --------------------------------------------------------------------------

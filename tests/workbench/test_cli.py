@@ -82,6 +82,39 @@ def test_a_mistake_is_one_line_from_the_shell_too(tmp_path):
         assert only_line(done.stderr).endswith("did you mean 'sft.epochs'?")
 
 
+def test_no_mistake_shows_a_password(rlhf):
+    address = "ratings:postgresql://me:sesame@host/name"
+    for arguments in (
+        ["sft", f"data.trian={address}"],
+        ["reward", f"--dta={address}"],
+        ["reward", "--num-processes", address],
+        ["runs", "show", address],
+    ):
+        code, out, err = rlhf(*arguments)
+        assert code == 2
+        assert "sesame" not in out + only_line(err) + str(sys.argv)
+
+
+def test_the_votes_of_people_are_given_to_reward_in_one_option(rlhf):
+    address = "ratings:sqlite:///ratings.db#first round"
+    code, out, _ = rlhf("reward", "--data", address, "reward.epochs=2", "--print-config")
+    tree = yaml.safe_load(out)
+    assert (code, tree["data"]["train"], tree["reward"]["epochs"]) == (0, address, 2.0)
+    _, out, _ = rlhf("reward", "--data", "ratings:postgresql://me:sesame@host/n", "--print-config")
+    assert yaml.safe_load(out)["data"]["train"] == "ratings:postgresql://me:***@host/n"
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [("ui", "--models"), ("ui user", "disable"), ("ratings", "consolidate"),
+     ("ratings export", "--min-agreement")],
+)  # fmt: skip
+def test_the_commands_of_the_rating_app_are_there(rlhf, command, part):
+    code, out, _ = rlhf(*command.split(), "--help")
+    assert code == 0
+    assert part in out
+
+
 def test_only_the_main_process_tells_the_mistake(rlhf, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert rlhf("sft", "sft.epoch=1") == (2, "", "")

@@ -30,7 +30,7 @@ if sys.argv[1] == "prepared":
 import torch
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+for _ in range(10):
     torch.ones(12_000_000)  # 48 MB, above the size that malloc maps on its own
 before = faults()
 for _ in range(20):

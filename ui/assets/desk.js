@@ -2,12 +2,19 @@
 // Texts of models and raters go into the page as text; as HTML only what the server has sanitised.
 
 import { Chat } from "./chat.js";
+import { restoreColours, toggleColours } from "./colours.js";
 import { Ranking } from "./ranking.js";
 
 const LETTERS = "ABCDEFGHI";
 const VIEWS = ["loading", "campaigns", "guidelines", "over", "work"];
 // A refusal after which the item is not this rater's any more.
 const GONE = new Set(["already_voted", "expired", "unknown", "not_yours", "taken", "revealed"]);
+const KINDS = {
+  pair: "two answers at a time",
+  ranking: "several answers to put in order",
+  chat: "you write the prompts",
+  arena: "you write the prompts, and see who answered after the vote",
+};
 const OVER = {
   closed: "This campaign is closed",
   paused: "This campaign is paused",
@@ -81,9 +88,10 @@ class Desk {
   }
 
   campaignEntry(campaign) {
-    const left = campaign.live ? "your own prompts" : `${count(campaign.left)} left`;
-    const button = make("button", { type: "button", onclick: () => this.begin(campaign.name) });
-    button.append(make("span", {}, campaign.name), make("span", { class: "quiet" }, left));
+    const kind = campaign.live || campaign.mode === "ranking" ? campaign.mode : "pair";
+    const name = make("span", {}, make("b", {}, campaign.name), make("small", { class: "quiet" }, KINDS[kind]));
+    const button = make("button", { type: "button", onclick: () => this.begin(campaign.name) }, name);
+    if (!campaign.live) button.append(make("span", { class: "quiet" }, `${count(campaign.left)} left`));
     return make("li", {}, button);
   }
 
@@ -93,14 +101,21 @@ class Desk {
     this.campaign = said.campaign;
     this.get("where").textContent = said.campaign.name;
     this.get("guidelines-text").innerHTML = said.campaign.guidelines;
-    this.get("guidelines-button").hidden = false;
+    this.get("guidelines-button").hidden = this.get("keys-button").hidden = false;
     this.get("undo").hidden = !said.campaign.blind;
     history.replaceState(null, "", `?campaign=${encodeURIComponent(name)}`);
     document.title = `${said.campaign.name} – Ratings`;
     this.received = said;
     // Whoever has read these guidelines goes on; changed ones are shown again.
-    if (localStorage.getItem(this.readKey()) === said.campaign.guidelines) return this.show(said);
+    if (localStorage.getItem(this.readKey()) === said.campaign.guidelines) return this.enter();
     return this.view("guidelines");
+  }
+
+  // From the guidelines to the item that came with them, and later to the next.
+  enter() {
+    const said = this.received;
+    this.received = null;
+    return said ? this.show(said) : this.next();
   }
 
   readKey() {
@@ -175,6 +190,7 @@ class Desk {
   showPrompt(turns) {
     const alone = turns.length === 1;
     this.get("prompt").hidden = turns.length === 0;
+    this.get("chat-title").hidden = turns.length > 0;
     this.get("turns").replaceChildren(
       ...turns.map((turn) => {
         const text = make("p", { class: "text plain" }, turn.text);
@@ -208,7 +224,8 @@ class Desk {
       make("label", {}, make("input", { type: "checkbox", value: key, name: `flag-${letter}` }), text),
     );
     const legend = make("legend", {}, `What is wrong with answer ${letter}?`);
-    const flags = make("details", { class: "flags" }, summary, make("fieldset", {}, legend, ...boxes));
+    const fields = make("fieldset", {}, legend, ...boxes);
+    const flags = make("details", { class: "flags" }, summary, fields);
     flags.addEventListener("change", () => {
       const set = flags.querySelectorAll(":checked").length;
       number.hidden = set === 0;
@@ -247,6 +264,7 @@ class Desk {
   enable() {
     this.busy = false;
     const dead = Boolean(this.upcoming);
+    this.get("comment").hidden = dead;
     for (const button of this.element.querySelectorAll("[data-choice]")) {
       button.disabled = dead || (this.campaign.live && !this.chat.canVote());
       button.classList.remove("chosen");
@@ -259,7 +277,7 @@ class Desk {
     this.busy = true;
     for (const button of this.element.querySelectorAll("[data-choice], #submit-ranks, #undo")) {
       button.disabled = true;
-      button.classList.toggle("chosen", button.dataset.choice === choice);
+      button.classList.toggle("chosen", Boolean(choice) && button.dataset.choice === choice);
     }
   }
 
@@ -291,6 +309,8 @@ class Desk {
       const title = this.get(`title-${LETTERS[place]}`);
       title.after(make("span", { class: "name" }, name));
     });
+    for (const box of this.element.querySelectorAll(".flags input")) box.disabled = true;
+    this.get("comment").hidden = true; // the vote stands, with the comment it had
     const won = { a_much: "A", a: "A", b: "B", b_much: "B" }[choice];
     if (won) this.get(`answer-${won}`).classList.add("won");
     this.get("names").hidden = false;
@@ -333,7 +353,7 @@ class Desk {
     on("guidelines-button", () => this.guidelines());
     on("begin", () => {
       localStorage.setItem(this.readKey(), this.campaign.guidelines);
-      return this.shown ? this.view("work") : this.show(this.received);
+      return this.shown ? this.view("work") : this.enter();
     });
     on("keys-button", () => this.keys());
     on("colours", () => toggleColours());
@@ -343,22 +363,37 @@ class Desk {
     document.addEventListener("keydown", (event) => this.key(event));
   }
 
+  // The flags of the next answer; of the one at hand, when ranking.
+  flag() {
+    const all = [...this.element.querySelectorAll(".flags")];
+    const at = all.findIndex((flags) => flags.contains(document.activeElement));
+    const next = this.get("ranked").hidden || at >= 0 ? (at + 1) % all.length : this.ranking.active;
+    all[next].open = true;
+    all[next].querySelector("input").focus();
+  }
+
   guidelines() {
+    if (!this.get("guidelines").hidden && this.shown) return this.view("work");
     this.get("begin").textContent = this.shown ? "Go on" : "Begin";
-    this.view("guidelines");
+    return this.view("guidelines");
   }
 
   keys() {
+    const names = this.campaign && !this.campaign.blind ? [["N", "Next, after names are shown"]] : [];
+    const both = [
+      ["S", "Skip"], ["U", "Undo the last vote"], ["X", "Flag an answer; again for the next answer"],
+      ["M", "Write a comment"], ["G", "Guidelines, and back"],
+    ];
     const entries = [
-      ["1 … 5", "A much better … B much better"], ["T", "Tie"], ["B", "Both bad"], ["S", "Skip"],
-      ["U", "Undo the last vote"], ["C", "Write a comment"], ["G", "Guidelines"], ["N", "Next, after names are shown"],
+      ["1 … 5", "A much better … B much better"], ["T", "Tie"], ["B", "Both bad"], ...both, ...names,
     ];
+    const count = this.shown && this.shown.answers ? this.shown.answers.length : 0;
     const ranks = [
-      ["A … I", "Go to an answer"], ["1 … 9", "Its rank; 1 is best, equal ranks are ties"],
-      ["Enter", "Save the ranking"], ["S", "Skip"], ["U", "Undo the last vote"], ["C", "Write a comment"],
-      ["G", "Guidelines"],
+      [`A … ${LETTERS[count - 1]}`, "Go to an answer"],
+      [`1 … ${count}`, "Its rank; 1 is best, equal ranks are ties"], ["Enter", "Save the ranking"],
+      ...both.filter(([key]) => !LETTERS.slice(0, count).includes(key)),
     ];
-    const list = this.campaign && this.campaign.mode === "ranking" ? ranks : entries;
+    const list = count > 2 ? ranks : entries;
     this.get("key-list").replaceChildren(
       ...list.flatMap(([key, what]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, what)]),
     );
@@ -371,7 +406,7 @@ class Desk {
     if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return undefined;
     if (this.get("keys").open || !this.get("use-keys").checked) return undefined;
     const key = event.key.toLowerCase();
-    const done = this.commonKey(key) || (!this.get("work").hidden && this.workKey(key, event));
+    const done = (!this.get("work").hidden && this.workKey(key, event)) || this.commonKey(key);
     if (done) event.preventDefault();
     return undefined;
   }
@@ -386,7 +421,8 @@ class Desk {
 
   workKey(key, event) {
     const choices = { 1: "a_much", 2: "a", 3: "tie", 4: "b", 5: "b_much", t: "tie", b: "both_bad", s: "skip" };
-    if (key === "c") this.get("comment").focus();
+    if (key === "m" && !this.upcoming) this.get("comment").focus();
+    else if (key === "x" && !this.upcoming) this.flag();
     else if (key === "n" && this.upcoming) this.goOn();
     else if (key === "s") this.voteIfAlive("skip");
     else if (!this.get("ranked").hidden) return this.ranking.key(key, event);
@@ -421,14 +457,4 @@ function count(number) {
 
 function here() {
   return location.pathname + location.search;
-}
-
-function restoreColours() {
-  const chosen = localStorage.getItem("colours");
-  if (chosen) document.body.classList.toggle("dark", chosen === "dark");
-}
-
-function toggleColours() {
-  const dark = document.body.classList.toggle("dark");
-  localStorage.setItem("colours", dark ? "dark" : "light");
 }

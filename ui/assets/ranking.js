@@ -80,8 +80,8 @@ export class Ranking {
     });
     const order = [...groups.keys()].sort((a, b) => a - b).map((rank) => groups.get(rank).join(" = "));
     const missing = this.ranks.filter((rank) => rank === null).length;
-    const rest = missing ? `${missing} to go` : "";
-    return [order.join(" > "), rest].filter(Boolean).join(" · ") || "Give each answer a rank; 1 is best.";
+    if (missing === this.ranks.length) return "Give each answer a rank; 1 is best.";
+    return missing ? `${order.join(" > ")} · ${missing} to go` : order.join(" > ");
   }
 
   key(key, event) {
@@ -94,7 +94,7 @@ export class Ranking {
       const open = this.ranks.findIndex((each, other) => each === null && other > this.active);
       const any = open >= 0 ? open : this.ranks.indexOf(null);
       if (any >= 0) this.go(any);
-    } else if (key === "enter" && !event.target.closest("button, a, summary")) {
+    } else if (key === "enter" && !event.target.closest("button:not([role=radio]), a, summary")) {
       this.submit();
     } else {
       return false;

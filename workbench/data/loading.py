@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from workbench.data.conversations import RowError, shorten
 from workbench.data.formats import COLUMNS, KINDS, Kind, check_row, detect_kind, is_conversational
 from workbench.data.reading import SUFFIXES, Located, read_rows
 from workbench.errors import UserError
+from workbench.passwords import masked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +85,8 @@ def load(
         source: a `.jsonl`, `.json`, `.csv` or `.parquet` file; a folder of such files (`train.*`
             and `test.*` are its splits) or one written by `datasets.save_to_disk`;
             `demo:prompts` or `demo:demonstrations`; `ratings:URL[#campaign]`, the votes in a
-            database of `rlhf ui` as preferences; else a hub id `owner/name[:config]`.
+            database of `rlhf ui` as preferences; else a hub id `owner/name[:config]`. A password
+            in a URL is used and not shown again.
         accept: the kinds the caller can use.
         split: the split to load. None takes `train` where a source has several splits, and
             everything where it has none. For a single file, the rows whose `split` column
@@ -97,7 +100,7 @@ def load(
     """
     if limit is not None and limit < 1:
         raise UserError(f"{source}: limit={limit} leaves no rows; use 1 or more, or no limit")
-    label, pieces, wanted = _choose(source, _open(source), split)
+    label, pieces, wanted = _choose(masked(source), _open(source), split)
     sink = _Sink(wanted, limit, skip_bad_rows)
     for piece in pieces:
         if not sink.full:
@@ -246,7 +249,7 @@ def _open(source: str) -> _Splits:
     if source.startswith("demo:"):
         return {"": [_file(_demo(source))]}
     if source.startswith("ratings:"):
-        return {"": [_Piece(source, partial(_ratings, source))]}
+        return {"": [_Piece(masked(source), partial(_ratings, source))]}
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -281,9 +284,15 @@ def _demo(source: str) -> Path:
 
 
 def _ratings(source: str) -> Iterator[Located]:
+    shown = masked(source)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"{shown}: several processes would read it one after the other, and people may vote in "
+            "between; write a file with `rlhf ratings export` and train on that"
+        )
     # By name: this package knows no other, and the database's libraries load only when asked for.
     rows = importlib.import_module("ui.ratings_source").source_rows(source.removeprefix("ratings:"))
-    return ((f"{source}:{number}", row) for number, row in enumerate(rows, start=1))
+    return ((f"{shown}:{number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _folder(path: Path) -> _Splits:
