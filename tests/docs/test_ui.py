@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from tests.docs import ROOT, blocks, listed, read, section
 from tests.ui.samples import minutes
+from tests.ui.test_mturk import result, results, sheet
 from ui.accounts import LoginLimiter, RateLimiter, list_users
 from ui.agreement import FEWEST_SECONDS, LEAST_GOLD, TOO_FAST
 from ui.assignment import next_assignment
@@ -65,19 +66,25 @@ def test_every_command_runs_as_shown(tmp_path, monkeypatch, without_models):
     modes = {"comparison": "pair", "first": "pair", "mine": "pair", "order": "ranking"}
     assert {name: each.mode for name, each in made.items()} == modes | {"talk": "arena"}
     assert (made["first"].swap_share, made["mine"].gold_share) == (0.05, 0.3)
-    while item := next_assignment(store, "first", "rita", minutes(0)):
-        choice = "a" if item.answers[0] == "answer 1" else "b"
-        record_vote(store, "rita", item.assignment_id, choice, seconds=9.0, now=minutes(1))
     ann = CliRunner().invoke(app, ["ui", "user", "enable", "ann"])
     assert ann.exit_code == 0
-    while item := next_assignment(store, "first", "ann", minutes(2)):
-        record_vote(store, "ann", item.assignment_id, "a", seconds=9.0, now=minutes(3))
+    for campaign in ("first", "comparison"):
+        for rater, at in (("rita", 0), ("ann", 2)):
+            while item := next_assignment(store, campaign, rater, minutes(at)):
+                best = "a" if item.answers[0] == "answer 1" else "b"
+                record_vote(
+                    store, rater, item.assignment_id, best, seconds=9.0, now=minutes(at + 1)
+                )
     store.close()
     rest = [words for words in commands() if words[0] == "ratings"]
     for words in rest:
+        if words[1] == "import":
+            sent = sheet(tmp_path / "batch.csv")
+            results(tmp_path / words[2], *(result(row, n, "W1") for n, row in enumerate(sent)))
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, (words, done.output)
-    assert len(ran) + len(rest) == len(commands())
+    others = {words[0] for words in commands()} - {"ui", "ratings"}
+    assert others == {"reward", "data"}  # tests/ui/test_loop.py runs these
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert {"answer 1"} <= {pair["chosen"] for pair in pairs}
     assert (tmp_path / "winners.csv").stat().st_size > 1000

@@ -196,7 +196,7 @@ def test_the_share_that_holds_is_weighted():
         ({"type": "finished", "model": "m"}, "is for a judge only"),
         ({"type": "json-schema", "value": {"typ": "object"}}, "JSON Schema: typ: Extra inputs"),
         ({"type": "json-schema", "value": {"type": "text"}}, "JSON Schema: type"),
-        ({"type": "json-schema", "value": {"pattern": "("}}, "valid regular expression"),
+        ({"type": "json-schema", "value": {"pattern": "("}}, "not a regular expression"),
         ({"type": "json-schema", "value": "object"}, "JSON Schema: schema"),
     ],
 )

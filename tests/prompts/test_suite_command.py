@@ -274,4 +274,4 @@ def test_report_draws_again_what_run_has_drawn(rlhf, home):
     code, _, err = rlhf("prompts", "report", "run", "--out", "x", "--markdown")
     assert (code, only_line(err)) == (2, "report: give either --out FOLDER or --markdown")
     code, _, err = rlhf("prompts", "report", "nowhere")
-    assert (code, only_line(err).partition(":")[0]) == (2, "nowhere/run.json")
+    assert (code, only_line(err).partition(":")[0]) == (2, "nowhere")

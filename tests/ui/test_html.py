@@ -25,7 +25,7 @@ def test_numbers_are_written_for_people():
     page = render("numbers.html", cost=cost, raters=1, agreement=agreement, left_out=["ann"])
     assert "12,345" in page
     assert "$148.14" in page
-    assert "62 % (50–75)" in page
+    assert "62 % <small>50–75</small>" in page
     assert "–</b>" in page
     assert "Left out: ann." in page
 

@@ -183,7 +183,7 @@ def test_a_reward_model_learns_from_exported_pairs(voted, rlhf, train, tmp_path)
     found = load(str(out), ("preference",), split="train").rows
     truth = {prompt: better for prompt, better, _ in map(written, range(ITEMS))}
     assert sum(truth[each["prompt"]] == each["chosen"] for each in found) >= 0.9 * len(found)
-    assert f"{len(found)} rows" in " ".join(rlhf("data", "check", out).split())
+    assert f"rows {len(found)} preference" in " ".join(rlhf("data", "check", out).split())
     _, summary = train(out)
     assert summary["accuracy"] >= 0.85
     assert summary["ci95"][0] > 0.5 + 0.2

@@ -104,7 +104,10 @@ def test_a_password_is_used_and_not_shown(postgres):
     assert "***@/" in opened.url
     opened.close()
     # What a config shows can be given again: the password comes from PGPASSWORD then.
-    assert load(f"ratings:{shown}#first", KINDS).rows == loaded.rows
+    votes = load(f"ratings:{shown}#first", KINDS).rows
+    assert [row | {"database": ""} for row in votes] == [
+        row | {"database": ""} for row in loaded.rows
+    ]
     again = open_store(shown)
     assert again.engine.url.password is None
     again.close()
