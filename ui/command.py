@@ -3,6 +3,7 @@
 Nothing here imports more than typer before a command runs: `rlhf --help` must answer at once.
 """
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -75,6 +76,7 @@ def ui(
     """
     if context.invoked_subcommand is not None:
         return
+    from ui.dashboard import preload
     from ui.live import LiveModels
     from ui.server import serve
     from ui.store import Store
@@ -96,6 +98,7 @@ def ui(
         pages = _build(store, db, live)  # takes seconds; the address must work when it is shown
         _make_accounts(store)  # last, so that their passwords stand beside the address
         _say_where(store, host, port)
+        threading.Thread(target=preload, args=(store,), daemon=True).start()
         serve(pages, host, port)
     finally:
         store.close()

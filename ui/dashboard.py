@@ -6,12 +6,14 @@ not worked out again.
 
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from ui import plots
 from ui.agreement import Agreement, RaterQuality, agreement, rater_quality
@@ -29,9 +31,11 @@ from ui.leaderboard import (
     win_rates,
 )
 from ui.outcomes import Outcomes, read_outcomes
-from ui.schema import Item, Vote
+from ui.schema import Campaign, Item, Vote
 from ui.store import Store
+from workbench.errors import UserError
 
+_MOST_PRELOADED, _WORTH_PRELOADING = 2, 20_000  # campaigns; votes
 _MOST_KEPT = 4  # dashboards; of a million votes one takes some 70 MB
 _kept: "WeakKeyDictionary[Store, dict[Any, Dashboard]]" = WeakKeyDictionary()
 _working = threading.Lock()  # two who ask at once are served by one computation
@@ -172,7 +176,20 @@ def _work_out(
     )
 
 
-def preload() -> None:
-    """Import what the numbers and plots need, so that the first to open the page need not wait."""
+def preload(store: Store) -> None:
+    """Import what numbers and plots need, and work them out for the campaigns of the most votes.
+
+    So the first to open the page need not wait for it. Trouble with the database is left to them.
+    """
     import choix  # noqa: F401 - the import is what is wanted
     from matplotlib.backends import backend_svg  # noqa: F401 - as above
+
+    votes = func.count(Vote.id)
+    counted = select(Campaign.name, votes).join_from(Campaign, Vote).group_by(Campaign.id)
+    with suppress(SQLAlchemyError, UserError):
+        with store.reading() as session:
+            largest = session.execute(counted.order_by(votes.desc()).limit(_MOST_PRELOADED)).all()
+        for name, count in largest:
+            if count >= _WORTH_PRELOADING:
+                dashboard = read_dashboard(store, name)
+                dashboard.numbers(), dashboard.results(), dashboard.people()

@@ -3,7 +3,6 @@
 import ipaddress
 import logging
 import socket
-import threading
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,10 +88,7 @@ def serve(app: ASGIApp, host: str, port: int) -> None:
     """
     import uvicorn
 
-    from ui.dashboard import preload
-
     listener = _listen(host, port)
-    threading.Thread(target=preload, daemon=True).start()
     with listener:
         uvicorn.Server(configured(app)).run(sockets=[listener])
 
