@@ -1,1 +1,1 @@
-"""Stage package."""
+"""The rating app: blind comparisons of models by people, whose votes become preference pairs."""

@@ -8,7 +8,7 @@ from workbench import files, run
 generate = generator()
 PAGE = read("architecture.md")
 ROOMS = section(PAGE, "## The rooms").partition("\n### ")[0]
-PACKAGES = ("workbench", "sft", "reward", "ppo", "prompts")
+PACKAGES = ("workbench", "sft", "reward", "ppo", "prompts", "ui")
 
 
 def modules(package: str) -> set[str]:
