@@ -76,7 +76,7 @@ def ui(
     """
     if context.invoked_subcommand is not None:
         return
-    from ui.dashboard import preload
+    from ui.dashboard import import_drawing, preload
     from ui.live import LiveModels
     from ui.server import serve
     from ui.store import Store
@@ -96,9 +96,10 @@ def ui(
             _make_campaign(store, campaign, chosen, named, rows, asked, sampling, samples, seed)
             _load_live(store, campaign, live)
         pages = _build(store, db, live)  # takes seconds; the address must work when it is shown
+        threading.Thread(target=import_drawing, daemon=True).start()
+        preload(store)
         _make_accounts(store)  # last, so that their passwords stand beside the address
         _say_where(store, host, port)
-        threading.Thread(target=preload, args=(store,), daemon=True).start()
         serve(pages, host, port)
     finally:
         store.close()

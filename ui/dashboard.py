@@ -34,6 +34,7 @@ from ui.outcomes import Outcomes, read_outcomes
 from ui.schema import Campaign, Item, Vote
 from ui.store import Store
 from workbench.errors import UserError
+from workbench.logs import console
 
 _MOST_PRELOADED, _WORTH_PRELOADING = 2, 20_000  # campaigns; votes
 _MOST_KEPT = 4  # dashboards; of a million votes one takes some 70 MB
@@ -176,14 +177,17 @@ def _work_out(
     )
 
 
-def preload(store: Store) -> None:
-    """Import what numbers and plots need, and work them out for the campaigns of the most votes.
-
-    So the first to open the page need not wait for it. Trouble with the database is left to them.
-    """
+def import_drawing() -> None:
+    """Import what numbers and plots need, so that the first to open the page need not wait."""
     import choix  # noqa: F401 - the import is what is wanted
     from matplotlib.backends import backend_svg  # noqa: F401 - as above
 
+
+def preload(store: Store) -> None:
+    """Work out the numbers of the campaigns of the most votes, if these are many.
+
+    So nobody has to wait for them. Trouble with the database is left to those who ask.
+    """
     votes = func.count(Vote.id)
     counted = select(Campaign.name, votes).join_from(Campaign, Vote).group_by(Campaign.id)
     with suppress(SQLAlchemyError, UserError):
@@ -191,5 +195,6 @@ def preload(store: Store) -> None:
             largest = session.execute(counted.order_by(votes.desc()).limit(_MOST_PRELOADED)).all()
         for name, count in largest:
             if count >= _WORTH_PRELOADING:
+                console.print(f"working out the numbers of {name}, {count:,} votes", markup=False)
                 dashboard = read_dashboard(store, name)
                 dashboard.numbers(), dashboard.results(), dashboard.people()
