@@ -2,18 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ppo.config import PPOConfig, PPOStage
+from ppo.config import PPOSettings, PPOStage
 
 if TYPE_CHECKING:
-    from ppo.trainer import PPOTrainer
+    from ppo.engine import PPOEngine
 
-__all__ = ["PPOConfig", "PPOStage", "PPOTrainer"]
+__all__ = ["PPOEngine", "PPOSettings", "PPOStage"]
 
 
 def __getattr__(name: str) -> Any:
     # The trainer imports torch and accelerate; reading a config should not.
-    if name == "PPOTrainer":
-        from ppo.trainer import PPOTrainer
+    if name == "PPOEngine":
+        from ppo.engine import PPOEngine
 
-        return PPOTrainer
+        return PPOEngine
     raise AttributeError(f"module 'ppo' has no attribute {name!r}")

@@ -84,30 +84,28 @@ class Roles:
         depth: number of frozen lower layers shared by all roles; 0 for none.
     """
 
-    def __init__(self, settings: PPOModelSettings, reward_model: str, device: torch.device) -> None:
+    def __init__(
+        self, settings: PPOModelSettings, reward_model: str | None, device: torch.device
+    ) -> None:
         """Load the models and split them as the layout says.
+
+        Args:
+            settings: of the policy.
+            reward_model: folder or hub id of one with the policy's tokenizer; None for none, where
+                rewards come from elsewhere: then the value starts as the policy with a head of 0.
+            device: of all roles.
 
         Raises:
             UserError: when policy and reward model do not fit the layout.
         """
         self.settings, self.dtype, self.device = settings, compute_dtype(settings.precision), device
         self.actor: PreTrainedModel = load_policy(settings, self.dtype).eval().to(device)
-        reward = load_scorer(_like(settings, reward_model), self.dtype).eval().to(device)
-        if not is_reward_model(reward_model) and CLASSIFIER not in str(reward.config.architectures):
-            raise UserError(
-                f"{reward_model}: is not a reward model, it has no trained head; "
-                "name what `rlhf reward` left, e.g. reward_model=runs/demo/reward/model"
-            )
-        if reward.config.vocab_size != self.actor.config.vocab_size:
-            raise UserError(
-                f"{reward_model}: has {reward.config.vocab_size} tokens, "
-                f"the policy {settings.name} has {self.actor.config.vocab_size}; "
-                "PPO needs a reward model with the policy's tokenizer"
-            )
-        self.mean, self.std = read_normalizer(reward)
+        reward = None if reward_model is None else self._reward(reward_model)
+        self.mean, self.std = (0.0, 1.0) if reward is None else read_normalizer(reward)
         self.depth = self._depth(reward, reward_model)
         for model in (self.actor, reward):
-            model.requires_grad_(False)
+            if model is not None:
+                model.requires_grad_(False)
         self.trunk = lower_half(self.actor, self.depth) if self.depth else None
         if self.depth:
             self.reference = copy.deepcopy(upper_half(self.actor, self.depth))
@@ -116,12 +114,28 @@ class Roles:
             # With a head of its own: the actor's follows the policy's.
             whole = copy.deepcopy(self.actor)
             self.reference, self.reference_head = whole.base_model, whole.get_output_embeddings()
-        self.reward, self.reward_head = upper_half(reward, self.depth), reward.score
+        self.reward = None if reward is None else upper_half(reward, self.depth)
+        self.reward_head = None if reward is None else reward.score
         self.lora = settings.lora.enabled
         # Dropout stays off: ratios compare a rollout's log-probabilities with those of training.
-        self.trained = self._trained(reward).eval().to(device)
+        self.trained = self._trained().eval().to(device)
 
-    def _depth(self, reward: "PreTrainedModel", name: str) -> int:
+    def _reward(self, name: str) -> "PreTrainedModel":
+        reward = load_scorer(_like(self.settings, name), self.dtype).eval().to(self.device)
+        if not is_reward_model(name) and CLASSIFIER not in str(reward.config.architectures):
+            raise UserError(
+                f"{name}: is not a reward model, it has no trained head; "
+                "name what `rlhf reward` left, e.g. reward_model=runs/demo/reward/model"
+            )
+        if reward.config.vocab_size != self.actor.config.vocab_size:
+            raise UserError(
+                f"{name}: has {reward.config.vocab_size} tokens, "
+                f"the policy {self.settings.name} has {self.actor.config.vocab_size}; "
+                "PPO needs a reward model with the policy's tokenizer"
+            )
+        return reward
+
+    def _depth(self, reward: "PreTrainedModel | None", name: str | None) -> int:
         if self.settings.layout == "separate" or self.settings.train_top_layers is None:
             return 0
         check_family(self.actor)
@@ -132,7 +146,7 @@ class Roles:
                 "leaves no layer to share; use fewer, "
                 "or model.layout=separate"
             )
-        if not same_lower_half(self.actor, reward, depth):
+        if reward is not None and not same_lower_half(self.actor, reward, depth):
             raise UserError(
                 f"{name}: its lower {depth} layers differ from the policy's, "
                 "so they cannot be shared; train it with the "
@@ -140,14 +154,18 @@ class Roles:
             )
         return depth
 
-    def _trained(self, reward: "PreTrainedModel") -> ActorCritic:
-        width = reward.config.hidden_size
-        head = nn.Linear(width, 1)
-        # The value starts as the reward model, in normalised scores (Ouyang et al. 2022, §C.4).
+    def _trained(self) -> ActorCritic:
+        head = nn.Linear(self.actor.config.hidden_size, 1)
         with torch.no_grad():
-            head.weight.copy_(reward.score.weight.float() / self.std)
-            head.bias.fill_(-self.mean / self.std)
-        value = copy.deepcopy(self.reward).float()
+            if self.reward_head is None:
+                head.weight.zero_()
+                head.bias.zero_()
+            else:
+                # The value starts as the reward model, in normalised scores (Ouyang et al. 2022,
+                # §C.4).
+                head.weight.copy_(self.reward_head.weight.float() / self.std)
+                head.bias.fill_(-self.mean / self.std)
+        value = copy.deepcopy(self.reference if self.reward is None else self.reward).float()
         if self.lora:
             self.adapter = self._adapter()
             base = self.adapter.get_base_model()

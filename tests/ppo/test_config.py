@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo import PPOConfig, PPOStage
+from ppo import PPOSettings, PPOStage
 from workbench.config import load_config, settings
 from workbench.errors import UserError
 
@@ -29,7 +29,7 @@ def test_every_setting_has_help():
 
 
 def test_defaults_are_the_literatures():
-    config = PPOConfig()
+    config = PPOSettings()
     assert (config.gamma, config.lam, config.cliprange, config.cliprange_value) == (
         1,
         0.95,
@@ -114,15 +114,15 @@ def test_impossible_combinations_are_refused():
 
 
 def test_reading_a_config_does_not_import_torch():
-    code = "import sys, ppo; ppo.PPOConfig; sys.exit('torch' in sys.modules)"
+    code = "import sys, ppo; ppo.PPOSettings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_package_offers_the_names_people_know():
     import ppo
-    from ppo import PPOTrainer
+    from ppo import PPOEngine
 
-    assert PPOTrainer.__module__ == "ppo.trainer"
-    assert set(ppo.__all__) == {"PPOConfig", "PPOStage", "PPOTrainer"}
+    assert PPOEngine.__module__ == "ppo.engine"
+    assert set(ppo.__all__) == {"PPOSettings", "PPOStage", "PPOEngine"}
     with pytest.raises(AttributeError, match="PPOTrainor"):
         ppo.PPOTrainor  # noqa: B018

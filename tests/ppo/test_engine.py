@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from ppo import checkpoint
+from ppo.engine import PPOEngine
 from ppo.rollout import sample_rollout
-from ppo.trainer import PPOTrainer
 from tests.ppo.conftest import MEAN, STD
 from workbench.errors import UserError
 from workbench.generation import Response
@@ -25,14 +25,15 @@ LAYOUTS = {
 METRICS = (
     "objective/kl objective/kl_coef objective/entropy objective/scores objective/rlhf_reward "
     "objective/non_score_reward policy/approxkl_avg policy/clipfrac_avg policy/entropy_avg "
-    "policy/grad_norm loss/policy_avg loss/value_avg loss/total_avg val/clipfrac_avg val/ratio "
+    "policy/grad_norm policy/minibatches loss/policy_avg loss/value_avg loss/total_avg "
+    "val/clipfrac_avg val/ratio "
     "val/ratio_first_minibatch val/explained_variance val/grad_norm val/num_eos_tokens "
     "response/length response/missing_eos time/rollout time/score time/update episode lr"
 )
 EVAL_METRICS = "eval/scores eval/kl eval/length eval/missing_eos episode"
 
 
-def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+def weights(trainer: PPOEngine) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in trainer.roles.trained.named_parameters()}
 
 
@@ -50,7 +51,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @torch.no_grad()
-def perturb(trainer: PPOTrainer) -> None:
+def perturb(trainer: PPOEngine) -> None:
     """Move the policy a little, as updates would."""
     draw = torch.Generator().manual_seed(4)
     for name, parameter in trainer.roles.trained.named_parameters():
@@ -59,9 +60,9 @@ def perturb(trainer: PPOTrainer) -> None:
     trainer.roles.sync_actor()
 
 
-def rollout_of(trainer: PPOTrainer):
+def rollout_of(trainer: PPOEngine):
     return sample_rollout(
-        trainer.roles, trainer.next_queries(), trainer.config.rollout,
+        trainer.roles, [query.ids for query in trainer.next_queries()], trainer.config.rollout,
         eos_token_id=trainer.tokenizer.eos_token_id, seed=trainer._seed(1), micro_batch_size=3,
     )  # fmt: skip
 
@@ -70,7 +71,7 @@ def timeless(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-def log_of(trainer: PPOTrainer) -> list[dict]:
+def log_of(trainer: PPOEngine) -> list[dict]:
     return timeless(read_metrics(trainer.run.path / "metrics.jsonl"))
 
 
@@ -179,7 +180,7 @@ def test_two_passes_equal_a_plain_loop(family, trainer):
     moved = {name: weight.clone() for name, weight in made.roles.actor.state_dict().items()}
     rollout = rollout_of(made)
     assert 0 < int(rollout.finished.sum()) < 8
-    metrics = made.optimize(made.experience(rollout))
+    metrics = made.optimisation(made.experience(rollout), 1.0, made._seed(3))
     assert metrics["policy/clipfrac_avg"] > 0.05
     assert metrics["val/clipfrac_avg"] > 0.05
     assert metrics["policy/grad_norm"] > 0.5
@@ -222,13 +223,13 @@ def test_micro_batches_change_memory_not_results(family, trainer, layout):
 
 def test_every_answer_is_learned_from_once_a_pass_in_a_new_order(llama, trainer, monkeypatch):
     made = trainer(llama, "ppo.num_ppo_epochs=3", "ppo.num_mini_batches=4")
-    real, seen = made._minibatch, []
+    real, seen = made.optimisation.step, []
 
-    def spy(experience, rows):
+    def spy(experience, rows, temperature):
         seen.append(rows)
-        return real(experience, rows)
+        return real(experience, rows, temperature)
 
-    monkeypatch.setattr(made, "_minibatch", spy)
+    monkeypatch.setattr(made.optimisation, "step", spy)
     made.step()
     assert [len(rows) for rows in seen] == [2] * 12
     passes = [[row for rows in seen[i : i + 4] for row in rows] for i in (0, 4, 8)]
@@ -236,17 +237,17 @@ def test_every_answer_is_learned_from_once_a_pass_in_a_new_order(llama, trainer,
     assert len({tuple(one) for one in passes}) == 3
 
 
-def queries_of_updates(made: PPOTrainer, count: int) -> list[tuple[int, ...]]:
+def queries_of_updates(made: PPOEngine, count: int) -> list[tuple[int, ...]]:
     found = []
     for update in range(count):
-        made.update = update
-        found += [tuple(query) for query in made.next_queries()]
+        made.global_step = update
+        found += [tuple(query.ids) for query in made.next_queries()]
     return found
 
 
 def test_every_prompt_comes_once_before_any_comes_twice(llama, trainer):
     made = trainer(llama)
-    all_prompts = sorted(map(tuple, made.train_queries))
+    all_prompts = sorted(tuple(query.ids) for query in made.train_queries)
     n = len(all_prompts)
     assert n == 17  # not a multiple of the batch of 8
     found = queries_of_updates(made, n)
@@ -275,7 +276,7 @@ def test_seeds_differ_by_purpose_update_process_and_run(llama, trainer):
     made = trainer(llama)
     seeds = []
     for purpose in (1, 2, 3):
-        for made.update in range(20):
+        for made.global_step in range(20):
             for rank in range(4):
                 made.accelerator = SimpleNamespace(process_index=rank)
                 for made.config.run.seed in range(5):
@@ -299,7 +300,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(llama, trainer, monkeypa
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_learning_rate_zero_leaves_every_bit(family, trainer, layout):
     made = trainer(family, *LAYOUTS[layout], "ppo.weight_decay=0.1")
-    for group in made.optimizer.param_groups:
+    for group in made.optimisation.optimizer.param_groups:
         group["lr"] = 0.0
     before, actor = weights(made), {k: v.clone() for k, v in made.roles.actor.state_dict().items()}
     metrics = made.step()
@@ -432,8 +433,8 @@ def test_learning_rate_follows_its_schedule(llama, trainer, overrides, expected)
     made = trainer(llama, "ppo.total_episodes=32", *overrides)
     policy, value = [], []
     for _ in range(4):
-        policy.append(made.optimizer.param_groups[0]["lr"] / 3e-3)
-        value.append(made.optimizer.param_groups[1]["lr"] / 3e-3)
+        policy.append(made.optimisation.optimizer.param_groups[0]["lr"] / 3e-3)
+        value.append(made.optimisation.optimizer.param_groups[1]["lr"] / 3e-3)
         assert made.step()["lr"] == pytest.approx(policy[-1] * 3e-3)
     assert policy == pytest.approx(expected)
     assert value == pytest.approx(expected)
@@ -442,7 +443,7 @@ def test_learning_rate_follows_its_schedule(llama, trainer, overrides, expected)
 # --- trouble
 
 
-def finite_checkpoints(made: PPOTrainer) -> list[int]:
+def finite_checkpoints(made: PPOEngine) -> list[int]:
     """The updates of all checkpoints, after checking that they hold nothing but finite numbers."""
     found = []
     for folder in sorted(made.run.checkpoints.glob("update-*")):
@@ -458,7 +459,7 @@ def test_nan_stops_the_run_names_the_update_and_is_never_saved(llama, trainer, m
     real = made.roles.scores
 
     def broken(batch):
-        return real(batch) + (math.nan if made.update == 2 else 0.0)
+        return real(batch) + (math.nan if made.global_step == 2 else 0.0)
 
     monkeypatch.setattr(made.roles, "scores", broken)
     with pytest.raises(UserError) as error:
@@ -488,11 +489,11 @@ RUNS = {
 }
 
 
-def stop_after(made: PPOTrainer, updates: int, monkeypatch) -> None:
+def stop_after(made: PPOEngine, updates: int, monkeypatch) -> None:
     real = made.step
 
     def step():
-        if made.update == updates:
+        if made.global_step == updates:
             raise KeyboardInterrupt
         return real()
 
@@ -501,11 +502,11 @@ def stop_after(made: PPOTrainer, updates: int, monkeypatch) -> None:
         made.train()
 
 
-def same_end(a: PPOTrainer, b: PPOTrainer) -> None:
-    assert a.update == b.update == a.updates
+def same_end(a: PPOEngine, b: PPOEngine) -> None:
+    assert a.global_step == b.global_step == a.total_updates
     assert equal(weights(a), weights(b))
     assert equal(a.roles.actor.state_dict(), b.roles.actor.state_dict())
-    one, two = (t.optimizer.state_dict()["state"] for t in (a, b))
+    one, two = (t.optimisation.optimizer.state_dict()["state"] for t in (a, b))
     assert all(torch.equal(one[i][key], two[i][key]) for i in one for key in one[i])
     assert log_of(a) == log_of(b)
 
@@ -527,7 +528,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     resumed = trainer(family, *given)
     start = resumed.step
     begun: list[int] = []
-    monkeypatch.setattr(resumed, "step", lambda: (begun.append(resumed.update), start())[1])
+    monkeypatch.setattr(resumed, "step", lambda: (begun.append(resumed.global_step), start())[1])
     resumed.train()
     assert begun == list(range(every * (stopped // every), 5))
     same_end(whole, resumed)
