@@ -10,7 +10,7 @@ from workbench.generation import SamplingSettings
 from workbench.models import ModelSettings
 from workbench.run import RunSettings, fingerprints
 
-Layout = Literal["separate", "shared_trunk"]
+Layout = Literal["separate", "lora", "shared_trunk"]
 
 
 @dataclass
@@ -19,10 +19,19 @@ class PPOModelSettings(ModelSettings):
 
     layout: Layout = option(
         "separate",
-        "separate: policy and value are whole models; shared_trunk: all roles share the frozen "
+        "separate: policy and value are whole models; lora: one frozen model, on which policy, "
+        "value and reward are adapters as model.lora says (lora.enabled=true chooses it too), with "
+        "train_top_layers in the upper layers only; shared_trunk: all roles share the frozen "
         "lower layers, whose activations are computed once per rollout (needs train_top_layers, "
         "and a reward model trained likewise)",
     )
+
+    def __post_init__(self) -> None:
+        """Let either of the two settings that ask for adapters stand for both."""
+        if self.layout == "lora":
+            self.lora.enabled = True
+        elif self.layout == "separate" and self.lora.enabled:
+            self.layout = "lora"
 
     def validate(self) -> tuple[str, str] | None:
         """Return the first impossible setting and why."""
@@ -31,6 +40,12 @@ class PPOModelSettings(ModelSettings):
                 "layout",
                 "shared_trunk needs model.train_top_layers: how many layers each role has of "
                 "its own",
+            )
+        if self.layout == "shared_trunk" and self.lora.enabled:
+            return (
+                "lora.enabled",
+                "with layout=shared_trunk the top layers themselves are trained, not both; use "
+                "layout=lora, with train_top_layers for adapters in the top layers only",
             )
         if self.lora.dropout:
             return (
@@ -43,6 +58,8 @@ class PPOModelSettings(ModelSettings):
                 "train_top_layers",
                 "with layout=separate all layers are trained; use layout=shared_trunk, or null",
             )
+        if self.layout == "lora" and (self.train_top_layers or 0) > 0:
+            return None  # elsewhere it is one or the other: here the layers below are shared
         return super().validate()
 
 

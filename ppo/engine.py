@@ -54,6 +54,7 @@ class PPOEngine:
         held_out: Sequence[Query] = (),
         rewards: RewardSources | None = None,
         judge: "GoldJudge | None" = None,
+        stop_token_id: int | None = None,
     ) -> None:
         """Set up optimiser and schedule.
 
@@ -67,6 +68,7 @@ class PPOEngine:
             held_out: prompts for evaluation.
             rewards: sources of reward; None takes the reward model among the roles.
             judge: scores held-out answers beside the reward; None for none.
+            stop_token_id: ends an answer; None takes the tokenizer's EOS.
 
         Raises:
             UserError: when the batch cannot be divided among processes and minibatches.
@@ -74,6 +76,7 @@ class PPOEngine:
         self.config, self.args, self.roles, self.tokenizer = config, config.ppo, roles, tokenizer
         self.train_queries, self.held_out = list(train), list(held_out)
         self.run, self.accelerator, self.judge = run, accelerator, judge
+        self.stop_token_id = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
         self.rewards = rewards or RewardSources(config.rewards, config.reward_model, [])
         args, world = self.args, accelerator.num_processes
         if args.batch_size % (world * args.num_mini_batches):
@@ -138,12 +141,12 @@ class PPOEngine:
                 the training data.
         """
         queries = self.next_queries() if prompts is None else [self._query(p) for p in prompts]
-        with self._timed("rollout"):
+        with self._timed("rollout"), self.roles.sampling():
             responses = generate(
                 self.roles.actor,
                 [query.ids for query in queries],
                 self.config.rollout,
-                eos_token_id=self.tokenizer.eos_token_id,
+                eos_token_id=self.stop_token_id,
                 seed=self._seed(1),
             )
         return Samples(queries, responses)

@@ -7,6 +7,7 @@ import torch
 
 from ppo.roles import Batch, Roles
 from workbench.generation import Response, SamplingSettings, generate
+from workbench.scorer import pad_right
 
 
 class Rollout(NamedTuple):
@@ -58,7 +59,8 @@ def sample_rollout(
         seed: of the sampling.
         micro_batch_size: sequences per forward pass.
     """
-    responses = generate(roles.actor, queries, sampling, eos_token_id=eos_token_id, seed=seed)
+    with roles.sampling():
+        responses = generate(roles.actor, queries, sampling, eos_token_id=eos_token_id, seed=seed)
     return score_rollout(roles, list(queries), responses, sampling.temperature, micro_batch_size)
 
 
@@ -80,7 +82,7 @@ def score_rollout(
     }
     mask = torch.zeros(shape, device=device)
     scores = torch.zeros(count, device=device)
-    hidden: list[torch.Tensor] | None = None if roles.depth == 0 else [torch.empty(0)] * count
+    hidden: list[torch.Tensor] | None = None if roles.trunk is None else [torch.empty(0)] * count
     with roles.autocast():
         for index in micro_batches(_lengths(queries, responses), micro_batch_size):
             chosen = [queries[i] for i in index]
@@ -116,15 +118,10 @@ def collate(
     sequences = [
         list(query) + response.ids for query, response in zip(queries, responses, strict=True)
     ]
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.tensor([s + [0] * (width - len(s)) for s in sequences], device=device)
-    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences], device=device)
-    spots = [
-        (row, column)
-        for row, query in enumerate(queries)
-        for column in range(len(query), len(sequences[row]))
-    ]
-    rows, columns = torch.tensor(spots, device=device).T
+    ids, mask = pad_right(sequences, device)
+    starts = torch.tensor([len(query) for query in queries], device=device)
+    steps = torch.arange(ids.shape[1], device=device)
+    rows, columns = ((steps >= starts[:, None]) & mask.bool()).nonzero().T
     padded = None
     if hidden is not None:
         padded = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)

@@ -11,6 +11,7 @@ from ppo.config import PPOStage
 from ppo.engine import PPOEngine
 from ppo.reward_sources import Query, RewardSources
 from ppo.roles import Roles
+from ppo.saving import has_adapter, save_adapter, save_policy, save_value
 from workbench import embedded
 from workbench.cards import model_card
 from workbench.chat import query_ids
@@ -78,6 +79,7 @@ def run(config: PPOStage) -> Path:
     engine.train()
     accelerator.wait_for_everyone()  # the main process has written the last metrics
     summary = _summary(stage, engine) | {"train_prompts": len(train), "left_out": left_out}
+    summary |= {"value": "value"} | ({"adapter": "adapter"} if has_adapter(roles) else {})
     if accelerator.is_main_process:
         _save(stage, roles, tokenizer, config, summary)
     accelerator.end_training()
@@ -189,9 +191,16 @@ def _save(
     )
     card = model_card(stage, what, "CausalLM", config.model.name, summary)
     with atomic_folder(stage.model) as folder:
-        roles.actor.save_pretrained(folder)
+        save_policy(roles, folder)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
+    if has_adapter(roles):
+        with atomic_folder(stage.path / "adapter") as folder:
+            save_adapter(roles, folder)
+            tokenizer.save_pretrained(folder)
+    with atomic_folder(stage.path / "value") as folder:
+        save_value(roles, folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:

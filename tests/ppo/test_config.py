@@ -111,6 +111,17 @@ def test_impossible_combinations_are_refused():
         "model.layout=shared_trunk", "model.train_top_layers=2", "model.lora.enabled=true"
     )
     assert "not both" in both
+    assert "layout=lora" in both
+
+
+@pytest.mark.parametrize("given", [["model.layout=lora"], ["model.lora.enabled=true"]])
+def test_either_setting_that_asks_for_adapters_stands_for_both(given):
+    for extra in ([], ["model.lora.r=3"]):
+        model = load_config(PPOStage, None, ["reward_model=x", *given, *extra]).model
+        assert (model.layout, model.lora.enabled) == ("lora", True)
+    top = load_config(PPOStage, None, ["reward_model=x", *given, "model.train_top_layers=2"]).model
+    assert (top.layout, top.train_top_layers) == ("lora", 2)
+    assert "at least 1" in refused(*given, "model.train_top_layers=0")
 
 
 def test_reading_a_config_does_not_import_torch():

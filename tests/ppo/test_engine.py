@@ -20,7 +20,7 @@ from workbench.run import read_metrics
 LAYOUTS = {
     "separate": [],
     "shared_trunk": ["model.layout=shared_trunk", "model.train_top_layers=1"],
-    "lora": ["model.lora.enabled=true", "model.lora.r=4"],
+    "lora": ["model.layout=lora", "model.lora.r=4"],
 }
 METRICS = (
     "objective/kl objective/kl_coef objective/entropy objective/scores objective/rlhf_reward "
@@ -292,6 +292,45 @@ def test_a_batch_that_processes_cannot_share_is_refused(llama, trainer, monkeypa
     assert "ppo.batch_size=8" in text
     assert "3 × 2" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen"])
+def test_a_shared_trunk_with_all_layers_trained_follows_separate(request, trainer, kind):
+    """What is left to share is the embedding, so `separate` must leave embedding and head alone."""
+    family = request.getfixturevalue(kind)
+    rates = ["ppo.learning_rate=1e-3", "ppo.value_learning_rate=1e-3"]
+    apart = trainer(family, "run.name=apart", *rates)
+    ends = [apart.roles.trained.lm_head]
+    for part in (apart.roles.trained.policy, apart.roles.trained.value):
+        ends += [part.wte, part.wpe] if kind == "gpt2" else [part.embed_tokens]
+    for end in ends:
+        end.requires_grad_(False)
+    shared = trainer(
+        family, "run.name=shared", "model.layout=shared_trunk",
+        f"model.train_top_layers={family.layers}", *rates,
+    )  # fmt: skip
+    for _ in range(3):
+        a, b = apart.step(), shared.step()
+        for name in ("loss/policy_avg", "loss/value_avg", "objective/kl", "policy/grad_norm"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5, rel=1e-4), name
+    found = dict(apart.roles.trained.named_parameters())
+    for name, weight in shared.roles.trained.named_parameters():
+        assert torch.allclose(weight, found[name], atol=1e-5), name
+    assert a["objective/kl"] > 1e-4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_micro_batches_share_cast_weights_in_bf16(llama, trainer, layout):
+    """Cast once for all micro-batches, every one of them still leaves its gradient."""
+    results = []
+    for size in (2, 8):
+        made = trainer(
+            llama, *LAYOUTS[layout], "model.precision=bf16", f"ppo.micro_batch_size={size}",
+            "ppo.num_ppo_epochs=1", "ppo.num_mini_batches=1",
+        )  # fmt: skip
+        metrics = made.step()
+        results.append([metrics["policy/grad_norm"], metrics["val/grad_norm"]])
+    assert results[0] == pytest.approx(results[1], rel=0.05)
 
 
 # --- what moves and what does not

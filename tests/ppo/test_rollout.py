@@ -29,6 +29,7 @@ from workbench.scorer import RewardModel
 CPU = torch.device("cpu")
 NUMBERS = ("logprobs", "ref_logprobs", "values", "entropy", "scores", "response_mask")
 LAYOUTS = {"separate": [], "shared_trunk": ["layout=shared_trunk", "train_top_layers=1"]}
+# Adapters' numbers: test_lora.py.
 
 
 @pytest.fixture(params=LAYOUTS)

@@ -31,13 +31,13 @@ from workbench.run import read_metrics
 LAYOUTS = {
     "separate": [],
     "shared_trunk": ["model.layout=shared_trunk", "model.train_top_layers=1"],
-    "lora": ["model.lora.enabled=true", "model.lora.r=4"],
+    "lora": ["model.layout=lora", "model.lora.r=4"],
 }
 SUMMARY = (
     "episodes updates kl scores_first scores_last missing_eos kl_coef layout train_prompts "
-    "left_out seconds eval/scores eval/kl eval/length eval/missing_eos"
+    "left_out seconds value eval/scores eval/kl eval/length eval/missing_eos"
 )
-FILES = "config.yaml done.json environment.json metrics.jsonl model samples summary.json"
+FILES = "config.yaml done.json environment.json metrics.jsonl model samples summary.json value"
 
 
 def sha(path: Path) -> str:
@@ -64,15 +64,16 @@ def refused(config: PPOStage) -> str:
 def test_a_run_leaves_a_model_anyone_can_open(family, config, layout):
     made = config(family, *LAYOUTS[layout])
     folder = stage.run(made)
-    assert sorted(path.name for path in folder.iterdir()) == FILES.split()
-    assert damage(folder / "model") is None
+    adapter = ["adapter"] if layout == "lora" else []
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES.split(), *adapter])
+    assert all(damage(folder / name) is None for name in ("model", "value", *adapter))
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == set(SUMMARY.split())
+    assert set(summary) == {*SUMMARY.split(), *adapter}
     assert summary["episodes"] == 24
     assert summary["updates"] == 3
     assert summary["train_prompts"] == 19  # a tenth of 21 is held out
-    assert summary["layout"] == made.model.layout
+    assert summary["layout"] == made.model.layout == layout
     rows = read_metrics(folder / "metrics.jsonl")
     updates = [row for row in rows if "objective/scores" in row]
     assert summary["scores_first"] == updates[0]["objective/scores"]
