@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import typer
 
+from ppo import trl_fields as trl
 from prompts.suite import SuiteFile
 from prompts.template import Template
 from workbench import cli, launch
@@ -180,6 +181,26 @@ def demo_data(_argument: str, _files: Files) -> str:
     return table(heading, rows, separator=" | ")
 
 
+def trl_fields(group: str, _files: Files) -> str:
+    """Return the fields of TRL's `PPOConfig` that are `honoured`, `refused` or `without_effect`."""
+    fields: dict[str, str] = getattr(trl, group.upper())
+    title = {"refused": "instead", "honoured": "here", "without_effect": "why"}[group]
+    return table(f"field {title}", [(f"`{name}`", said) for name, said in fields.items()])
+
+
+def trl_values(_argument: str, _files: Files) -> str:
+    """Return the values of honoured fields that are refused."""
+    rows = [
+        (f"`{name}`", ", ".join(f"`{value}`" for value in values), instead)
+        for name, (values, instead) in trl.REFUSED_VALUES.items()
+    ]
+    rows += [
+        (f"`{name}`", "all but " + ", ".join(f"`{value}`" for value in values), instead)
+        for name, (values, instead) in trl.ALLOWED_VALUES.items()
+    ]
+    return table("field refused instead", rows)
+
+
 PARTS: dict[str, Callable[[str, Files], str]] = {
     "settings": stage_settings,
     "help": help_text,
@@ -187,6 +208,8 @@ PARTS: dict[str, Callable[[str, Files], str]] = {
     "modules": modules,
     "demo_data": demo_data,
     "file_keys": file_keys,
+    "trl_fields": trl_fields,
+    "trl_values": trl_values,
 }
 
 

@@ -2,18 +2,28 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ppo.config import PPOConfig, PPOStage
+from ppo.config import PPOSettings, PPOStage
 
 if TYPE_CHECKING:
+    from ppo.engine import PPOEngine
     from ppo.trainer import PPOTrainer
+    from ppo.trl_config import PPOConfig
 
-__all__ = ["PPOConfig", "PPOStage", "PPOTrainer"]
+__all__ = ["PPOConfig", "PPOEngine", "PPOSettings", "PPOStage", "PPOTrainer"]
 
 
 def __getattr__(name: str) -> Any:
-    # The trainer imports torch and accelerate; reading a config should not.
+    # These import torch, transformers and accelerate; reading a config should not.
+    if name == "PPOEngine":
+        from ppo.engine import PPOEngine
+
+        return PPOEngine
     if name == "PPOTrainer":
         from ppo.trainer import PPOTrainer
 
         return PPOTrainer
+    if name == "PPOConfig":
+        from ppo.trl_config import PPOConfig
+
+        return PPOConfig
     raise AttributeError(f"module 'ppo' has no attribute {name!r}")

@@ -1,14 +1,16 @@
 """Configuration of PPO."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from workbench.config import option
+from workbench.functions import function_digest, names_function
 from workbench.generation import SamplingSettings
 from workbench.models import ModelSettings
 from workbench.run import RunSettings, fingerprints
 
-Layout = Literal["separate", "shared_trunk"]
+Layout = Literal["separate", "lora", "shared_trunk"]
 
 
 @dataclass
@@ -17,10 +19,19 @@ class PPOModelSettings(ModelSettings):
 
     layout: Layout = option(
         "separate",
-        "separate: policy and value are whole models; shared_trunk: all roles share the frozen "
+        "separate: policy and value are whole models; lora: one frozen model, on which policy, "
+        "value and reward are adapters as model.lora says (lora.enabled=true chooses it too), with "
+        "train_top_layers in the upper layers only; shared_trunk: all roles share the frozen "
         "lower layers, whose activations are computed once per rollout (needs train_top_layers, "
         "and a reward model trained likewise)",
     )
+
+    def __post_init__(self) -> None:
+        """Let either of the two settings that ask for adapters stand for both."""
+        if self.layout == "lora":
+            self.lora.enabled = True
+        elif self.layout == "separate" and self.lora.enabled:
+            self.layout = "lora"
 
     def validate(self) -> tuple[str, str] | None:
         """Return the first impossible setting and why."""
@@ -29,6 +40,12 @@ class PPOModelSettings(ModelSettings):
                 "layout",
                 "shared_trunk needs model.train_top_layers: how many layers each role has of "
                 "its own",
+            )
+        if self.layout == "shared_trunk" and self.lora.enabled:
+            return (
+                "lora.enabled",
+                "with layout=shared_trunk the top layers themselves are trained, not both; use "
+                "layout=lora, with train_top_layers for adapters in the top layers only",
             )
         if self.lora.dropout:
             return (
@@ -41,6 +58,8 @@ class PPOModelSettings(ModelSettings):
                 "train_top_layers",
                 "with layout=separate all layers are trained; use layout=shared_trunk, or null",
             )
+        if self.layout == "lora" and (self.train_top_layers or 0) > 0:
+            return None  # elsewhere it is one or the other: here the layers below are shared
         return super().validate()
 
 
@@ -73,7 +92,41 @@ class DataSettings:
 
 
 @dataclass
-class PPOConfig:
+class RewardSettings:
+    """Where rewards come from beside `reward_model`, and how several become one."""
+
+    models: list[str] = option(
+        [], "more reward models, each with any tokenizer and chat template: folders or hub ids"
+    )
+    functions: list[str] = option(
+        [],
+        "Python functions f(prompts, completions, **columns) -> list[float], as module:function or "
+        "file.py:function; their scores are added",
+    )
+    weights: list[float] = option(
+        [], "one per source: reward_model, models, functions; empty weighs each by 1"
+    )
+    combine: Literal["sum", "mean", "min", "mean_minus_variance"] = option(
+        "sum",
+        "how the scores of several reward models become one: min is the worst case, "
+        "mean_minus_variance takes off variance_coef times their variance (Coste et al. 2024)",
+    )
+    variance_coef: float = option(0.5, "λ of mean_minus_variance (Coste et al. 2024)")
+
+    def validate(self) -> tuple[str, str] | None:
+        """Return the first impossible setting and why."""
+        for name in self.functions:
+            if not names_function(name):
+                return "functions", f"{name!r} must be module:function or file.py:function"
+        if self.variance_coef < 0:
+            return "variance_coef", "must be 0 or more"
+        if any(not math.isfinite(weight) for weight in self.weights):
+            return "weights", "must be finite"
+        return None
+
+
+@dataclass
+class PPOSettings:
     """The algorithm's settings, under the names TRL's PPO gave them where it has them."""
 
     total_episodes: int = option(
@@ -114,6 +167,11 @@ class PPOConfig:
     kl_horizon: int = option(
         10_000, "adaptive: episodes over which β adapts (Ziegler 2019: 10,000)"
     )
+    target_kl: float | None = option(
+        None,
+        "an update's passes end when its mean KL from the policy that sampled exceeds this; "
+        "null never (Spinning Up: 0.015)",
+    )
     gamma: float = option(1.0, "discount (InstructGPT §C.4: none)")
     lam: float = option(
         0.95, "λ of generalised advantage estimation (Schulman 2016; Ziegler 2019: 0.95)"
@@ -131,6 +189,17 @@ class PPOConfig:
     )
     missing_eos_penalty: float | None = option(
         1.0, "taken from the score of an answer without EOS (TRL: 1.0); null takes nothing"
+    )
+    missing_eos: Literal["subtract", "replace"] = option(
+        "subtract",
+        "subtract takes the penalty from the score (TRL); replace makes minus the penalty the "
+        "score (Huang et al. 2024: -1)",
+    )
+    length_penalty: float = option(0.0, "taken from the score for each response token")
+    score_scaling: Literal["none", "running", "batch"] = option(
+        "none",
+        "running divides scores by their standard deviation so far, mean taken off (trlX); batch "
+        "by that of the batch",
     )
     score_clip: float | None = option(None, "scores are clipped to ± this; null leaves them")
     eval_every: int = option(
@@ -171,6 +240,10 @@ class PPOConfig:
                 return key, "must be in [0, 1)"
         if self.adam_epsilon < 0:
             return "adam_epsilon", "must be 0 or more"
+        if self.target_kl is not None and self.target_kl <= 0:
+            return "target_kl", "must be greater than 0, or null for no early stop"
+        if self.missing_eos == "replace" and self.missing_eos_penalty is None:
+            return "missing_eos", "replace needs a missing_eos_penalty"
         if self.score_clip is not None and self.score_clip <= 0:
             return "score_clip", "must be greater than 0, or null for no clipping"
         if self.batch_size % self.num_mini_batches:
@@ -191,13 +264,27 @@ class PPOStage:
     model: PPOModelSettings = option(PPOModelSettings, "the policy, normally the SFT model")
     reward_model: str = option("", "reward model folder or hub id, with the policy's tokenizer")
     data: DataSettings = option(DataSettings, "prompts")
+    rewards: RewardSettings = option(RewardSettings, "more sources of reward")
     rollout: SamplingSettings = option(SamplingSettings, "how answers are sampled")
-    ppo: PPOConfig = option(PPOConfig, "the algorithm")
+    ppo: PPOSettings = option(PPOSettings, "the algorithm")
 
     def validate(self) -> tuple[str, str] | None:
         """Return the first impossible setting and why."""
-        if not self.reward_model:
-            return "reward_model", "name the reward model, e.g. reward_model=runs/demo/reward/model"
+        models = len(self.rewards.models) + bool(self.reward_model)
+        sources = models + len(self.rewards.functions)
+        if not sources:
+            return (
+                "reward_model",
+                "name the reward model, e.g. reward_model=runs/demo/reward/model, or a function "
+                "under rewards.functions",
+            )
+        weights = self.rewards.weights
+        if weights and len(weights) != sources:
+            return "rewards.weights", f"must be one per source, and there are {sources}"
+        if self.rewards.combine != "sum" and models < 2:
+            return "rewards.combine", "needs two reward models or more"
+        if self.rewards.combine == "mean" and weights and sum(weights[:models]) <= 0:
+            return "rewards.weights", "the weights of the reward models must have a sum above 0"
         if self.rollout.temperature == 0:
             return "rollout.temperature", "greedy rollouts cannot be learned from; use 1"
         if self.model.load_in_4bit:
@@ -206,11 +293,12 @@ class PPOStage:
 
     def inputs(self) -> dict[str, str]:
         """Return a fingerprint of everything the stage reads, by name."""
-        return fingerprints(
-            {
-                "model": self.model.name,
-                "reward_model": self.reward_model,
-                "data": self.data.train,
-                "test": self.data.test,
-            }
-        )
+        models = {f"rewards.models.{i}": name for i, name in enumerate(self.rewards.models)}
+        sources: dict[str, str | None] = {
+            "model": self.model.name,
+            "reward_model": self.reward_model,
+            "data": self.data.train,
+            "test": self.data.test,
+        }
+        functions = {name: function_digest(name) for name in self.rewards.functions}
+        return fingerprints({**sources, **models}) | functions

@@ -1,13 +1,13 @@
 """Held-out evaluation of a policy during PPO: proxy score, KL and, if asked for, the gold judge."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppo.kl import kl_per_token
+from ppo.reward_sources import Query, RewardSources, Samples
 from ppo.roles import Roles
 from ppo.rollout import sample_rollout
-from workbench.chat import Prompt, decode
+from workbench.chat import decode
 from workbench.generation import SamplingSettings
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class Evaluation(NamedTuple):
 def evaluate(
     roles: Roles,
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Prompt],
-    queries: Sequence[list[int]],
+    queries: Sequence[Query],
     sampling: SamplingSettings,
+    rewards: RewardSources,
     *,
     seed: int,
     micro_batch_size: int,
@@ -37,20 +37,24 @@ def evaluate(
     """Sample an answer per held-out prompt, with the same random numbers every time; score it."""
     rollout = sample_rollout(
         roles,
-        queries,
-        replace(sampling),
+        [query.ids for query in queries],
+        sampling,
         eos_token_id=tokenizer.eos_token_id,
         seed=seed,
         micro_batch_size=micro_batch_size,
     )
+    prompts = [query.prompt for query in queries]
+    samples = Samples(list(queries), rollout.responses)
+    own = None if roles.reward is None else rollout.scores
+    scores, parts = rewards(samples, tokenizer, own)
     kl = (kl_per_token(rollout.logprobs, rollout.ref_logprobs) * rollout.response_mask).sum(-1)
     texts = [decode(tokenizer, response.ids) for response in rollout.responses]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt": prompt,
             "completion": text,
             "finished": response.finished,
-            "score": float(rollout.scores[i]),
+            "score": float(scores[i]),
             "kl": float(kl[i]),
         }
         for i, (prompt, text, response) in enumerate(
@@ -58,11 +62,15 @@ def evaluate(
         )
     ]
     metrics = {
-        "eval/scores": float(rollout.scores.mean()),
+        "eval/scores": float(scores.mean()),
         "eval/kl": float(kl.mean()),
         "eval/length": float(rollout.response_mask.sum(-1).mean()),
         "eval/missing_eos": float((~rollout.finished).float().mean()),
     }
+    if len(parts) > 1:
+        metrics |= {f"eval/rewards/{name}": float(part.mean()) for name, part in parts.items()}
+        for i, row in enumerate(rows):
+            row["scores"] = {name: float(part[i]) for name, part in parts.items()}
     if judge is not None:
         verdicts = judge.score(prompts, texts, rollout.responses)
         metrics["eval/gold"] = sum(verdict.gold for verdict in verdicts) / len(verdicts)

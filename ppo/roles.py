@@ -1,16 +1,18 @@
 """The roles of PPO: trained policy and value, frozen reference and reward, actor, and trunk."""
 
 import copy
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ppo.config import PPOModelSettings
+from ppo.logprobs import TokenStats, token_stats
+from ppo.lora import POLICY, REWARD, VALUE, Adapters, RewardAdapter, Role, read_reward_adapter
 from ppo.trunk import check_family, lower_half, same_lower_half, upper_half
 from workbench.errors import UserError
+from workbench.logs import console
 from workbench.models import (
     CLASSIFIER,
     ModelSettings,
@@ -19,14 +21,11 @@ from workbench.models import (
     is_reward_model,
     load_policy,
     load_scorer,
-    lora_config,
 )
 from workbench.scorer import apply_head, read_normalizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LOGIT_ROWS = 256  # rows of logits alive at a time: 256 × 49,152 × 4 bytes = 50 MB
 
 
 class Batch(NamedTuple):
@@ -44,13 +43,6 @@ class Batch(NamedTuple):
     rows: torch.Tensor
     columns: torch.Tensor
     hidden: torch.Tensor | None
-
-
-class TokenStats(NamedTuple):
-    """Per response token, [N] float32: its log-probability, and the entropy of its distribution."""
-
-    logprobs: torch.Tensor
-    entropy: torch.Tensor
 
 
 class ActorCritic(nn.Module):
@@ -81,110 +73,162 @@ class Roles:
         actor: the causal language model that samples; its weights follow the policy's
             (`sync_actor`).
         trained: policy and value.
+        adapters: those on the one model of all roles; None in layouts with models of their own.
         depth: number of frozen lower layers shared by all roles; 0 for none.
+        trunk: computes the activations that roles share; None where there are none.
     """
 
-    def __init__(self, settings: PPOModelSettings, reward_model: str, device: torch.device) -> None:
+    def __init__(
+        self, settings: PPOModelSettings, reward_model: str | None, device: torch.device
+    ) -> None:
         """Load the models and split them as the layout says.
+
+        Args:
+            settings: of the policy.
+            reward_model: folder or hub id of one with the policy's tokenizer; None for none, where
+                rewards come from elsewhere: then the value starts as the policy with a head of 0.
+            device: of all roles.
 
         Raises:
             UserError: when policy and reward model do not fit the layout.
         """
         self.settings, self.dtype, self.device = settings, compute_dtype(settings.precision), device
         self.actor: PreTrainedModel = load_policy(settings, self.dtype).eval().to(device)
-        reward = load_scorer(_like(settings, reward_model), self.dtype).eval().to(device)
-        if not is_reward_model(reward_model) and CLASSIFIER not in str(reward.config.architectures):
-            raise UserError(
-                f"{reward_model}: is not a reward model, it has no trained head; "
-                "name what `rlhf reward` left, e.g. reward_model=runs/demo/reward/model"
-            )
-        if reward.config.vocab_size != self.actor.config.vocab_size:
-            raise UserError(
-                f"{reward_model}: has {reward.config.vocab_size} tokens, "
-                f"the policy {settings.name} has {self.actor.config.vocab_size}; "
-                "PPO needs a reward model with the policy's tokenizer"
-            )
-        self.mean, self.std = read_normalizer(reward)
-        self.depth = self._depth(reward, reward_model)
-        for model in (self.actor, reward):
-            model.requires_grad_(False)
-        self.trunk = lower_half(self.actor, self.depth) if self.depth else None
-        if self.depth:
-            self.reference = copy.deepcopy(upper_half(self.actor, self.depth))
+        self.actor.requires_grad_(False)
+        found = self._reward_adapter(reward_model)
+        reward = None
+        if reward_model is not None and found is None:
+            reward = self._reward(reward_model).requires_grad_(False)
+        self.mean, self.std = (0.0, 1.0) if reward is None else read_normalizer(reward)
+        self.depth = self._depth()
+        self.embedded = settings.train_top_layers is not None
+        # Whether the reward model is fed with the trunk's activations, or reads tokens.
+        self.reward_embedded = self.embedded and self._fits(reward, reward_model)
+        self.adapters: Adapters | None = None
+        self.trunk: Any = lower_half(self.actor, self.depth) if self.embedded else None
+        self.reward: Any = None
+        self.reward_head: nn.Linear | None = None
+        if reward is not None:
+            self.reward_head = reward.score
+            self.reward = self._part(reward) if self.reward_embedded else reward.base_model
+        if settings.layout == "lora":
+            self._adapt(found)
+        elif self.embedded:
+            self.reference: Any = copy.deepcopy(self._part(self.actor))
             self.reference_head = self.actor.get_output_embeddings()  # frozen in this layout
         else:
             # With a head of its own: the actor's follows the policy's.
             whole = copy.deepcopy(self.actor)
             self.reference, self.reference_head = whole.base_model, whole.get_output_embeddings()
-        self.reward, self.reward_head = upper_half(reward, self.depth), reward.score
-        self.lora = settings.lora.enabled
         # Dropout stays off: ratios compare a rollout's log-probabilities with those of training.
-        self.trained = self._trained(reward).eval().to(device)
+        self.trained = self._trained().eval().to(device)
 
-    def _depth(self, reward: "PreTrainedModel", name: str) -> int:
-        if self.settings.layout == "separate" or self.settings.train_top_layers is None:
+    def _reward_adapter(self, name: str | None) -> RewardAdapter | None:
+        if self.settings.layout != "lora" or name is None:
+            return None
+        found = read_reward_adapter(name, self.settings.name)
+        if isinstance(found, RewardAdapter):
+            return found
+        console.print(
+            f"ppo: {name} {found}: it stays a frozen model of its own beside the trunk, and the "
+            "value starts from its head",
+            markup=False,
+        )
+        return None
+
+    def _reward(self, name: str) -> "PreTrainedModel":
+        reward = load_scorer(_like(self.settings, name), self.dtype).eval().to(self.device)
+        if not is_reward_model(name) and CLASSIFIER not in str(reward.config.architectures):
+            raise UserError(
+                f"{name}: is not a reward model, it has no trained head; "
+                "name what `rlhf reward` left, e.g. reward_model=runs/demo/reward/model"
+            )
+        if reward.config.vocab_size != self.actor.config.vocab_size:
+            raise UserError(
+                f"{name}: has {reward.config.vocab_size} tokens, "
+                f"the policy {self.settings.name} has {self.actor.config.vocab_size}; "
+                "PPO needs a reward model with the policy's tokenizer"
+            )
+        return reward
+
+    def _depth(self) -> int:
+        if self.settings.train_top_layers is None:
             return 0
         check_family(self.actor)
         depth = len(decoder_layers(self.actor)) - self.settings.train_top_layers
-        if depth < 1:
+        if depth < 0:
             raise UserError(
                 f"model.train_top_layers={self.settings.train_top_layers}: "
-                "leaves no layer to share; use fewer, "
-                "or model.layout=separate"
-            )
-        if not same_lower_half(self.actor, reward, depth):
-            raise UserError(
-                f"{name}: its lower {depth} layers differ from the policy's, "
-                "so they cannot be shared; train it with the "
-                "same model.train_top_layers, or use model.layout=separate"
+                f"the policy has {len(decoder_layers(self.actor))} layers; use fewer"
             )
         return depth
 
-    def _trained(self, reward: "PreTrainedModel") -> ActorCritic:
-        width = reward.config.hidden_size
-        head = nn.Linear(width, 1)
-        # The value starts as the reward model, in normalised scores (Ouyang et al. 2022, §C.4).
-        with torch.no_grad():
-            head.weight.copy_(reward.score.weight.float() / self.std)
-            head.bias.fill_(-self.mean / self.std)
-        value = copy.deepcopy(self.reward).float()
-        if self.lora:
-            self.adapter = self._adapter()
-            base = self.adapter.get_base_model()
-            policy: Any = base.base_model
-            lm_head = base.get_output_embeddings()
-            value.requires_grad_(True)
-        elif self.depth:
-            policy, lm_head = (
-                copy.deepcopy(self.reference).float(),
-                self.actor.get_output_embeddings(),
+    def _fits(self, reward: "PreTrainedModel | None", name: str | None) -> bool:
+        if reward is None:
+            return False
+        fits = same_lower_half(self.actor, reward, self.depth)
+        if not fits and self.settings.layout == "shared_trunk":
+            raise UserError(
+                f"{name}: its embedding or lower {self.depth} layers differ from the policy's, "
+                "so they cannot be shared; train it with the "
+                "same model.train_top_layers, or use model.layout=separate"
             )
-            policy.requires_grad_(True)
-            value.requires_grad_(True)
+        return fits
+
+    def _part(self, model: "PreTrainedModel") -> Any:
+        return upper_half(model, self.depth, embedded=self.embedded)
+
+    def _adapt(self, found: RewardAdapter | None) -> None:
+        """Make policy, value, reference and, if it is an adapter, reward of the one model."""
+        self.adapters = adapters = Adapters(self.actor, self.settings.lora, self.depth)
+        upper = self._part(self.actor)
+        if self.trunk is not None:
+            self.trunk = Role(adapters, None, self.trunk)
+        if found is not None:
+            self.mean, self.std = found.mean, found.std
+            adapters.add_reward(found)
+            self.reward_embedded = self.embedded and adapters.reaches(REWARD) >= self.depth
+            body = upper if self.reward_embedded else self.actor.base_model
+            self.reward = Role(adapters, REWARD, body)
+            self.reward_head = nn.Linear(found.head.shape[1], 1, bias=False, device=self.device)
+            self.reward_head.weight = nn.Parameter(found.head.to(self.device), requires_grad=False)
         else:
-            whole = copy.deepcopy(self.actor).float()
-            whole.requires_grad_(True)
+            adapters.add(VALUE)
+        self.actor.to(self.device)
+        self.reference = Role(adapters, None, upper)
+        self.reference_head = self.actor.get_output_embeddings()
+
+    def _trained(self) -> ActorCritic:
+        width = self.actor.config.hidden_size
+        if self.adapters is None and self.reward_head is not None:
+            width = self.reward_head.weight.shape[1]
+        head = nn.Linear(width, 1)
+        with torch.no_grad():
+            if self.reward_head is None or self.reward_head.weight.shape[1] != width:
+                head.weight.zero_()
+                head.bias.zero_()
+            else:
+                # The value starts as the reward model, in normalised scores (Ouyang et al. 2022,
+                # §C.4).
+                head.weight.copy_(self.reward_head.weight.float() / self.std)
+                head.bias.fill_(-self.mean / self.std)
+        lm_head = self.actor.get_output_embeddings()
+        if self.adapters is not None:
+            upper = self._part(self.actor)
+            policy, value = (Role(self.adapters, name, upper) for name in (POLICY, VALUE))
+            return ActorCritic(policy, lm_head, value, head)
+        value = copy.deepcopy(self.reference if self.reward is None else self.reward).float()
+        value.requires_grad_(True)
+        if self.embedded:
+            policy = copy.deepcopy(self.reference).float().requires_grad_(True)
+        else:
+            whole = copy.deepcopy(self.actor).float().requires_grad_(True)
             policy, lm_head = whole.base_model, whole.get_output_embeddings()
-            value.requires_grad_(True)
         return ActorCritic(policy, lm_head, value, head)
 
-    def _adapter(self) -> Any:
-        from peft import get_peft_model
-        from peft.tuners.lora import LoraLayer
-
-        where = f"model.lora.target_modules={self.settings.lora.target_modules!r}"
-        try:
-            adapter = get_peft_model(
-                copy.deepcopy(self.actor).float(), lora_config(self.settings.lora, "CAUSAL_LM")
-            )
-        except ValueError as error:  # no such module, or one that cannot be adapted
-            raise UserError(f"{where}: {error}") from None
-        base = adapter.get_base_model()
-        ends = (base.get_input_embeddings(), base.get_output_embeddings())
-        # Many models tie the two, so that an adapter of one could not be merged without the other.
-        if any(isinstance(module, LoraLayer) for module in ends):
-            raise UserError(f"{where}: PPO adapts neither embedding nor head; leave them out")
-        return adapter
+    def sampling(self) -> AbstractContextManager[None]:
+        """Return the context to sample in: there the actor is as fast as it can be."""
+        return nullcontext() if self.adapters is None else self.adapters.merged(POLICY)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context of all forward passes: bf16 over fp32 weights, or plain fp32."""
@@ -194,17 +238,17 @@ class Roles:
 
     @torch.no_grad()
     def activations(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor | None:
-        """Return the trunk's output, [B, T, d], None without a trunk; computed once per rollout."""
+        """Return the trunk's output, [B, T, d], None without a trunk; computed once per rollout.
+
+        The sequences are padded on the right, so the mask (`Batch`) is not needed.
+        """
         if self.trunk is None:
             return None
-        hidden: torch.Tensor = self.trunk(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=_positions(attention_mask),
-            use_cache=False,
-        ).last_hidden_state
+        hidden: torch.Tensor = self.trunk(input_ids=input_ids, use_cache=False).last_hidden_state
         return hidden
 
     @torch.no_grad()
@@ -217,6 +261,8 @@ class Roles:
     @torch.no_grad()
     def scores(self, batch: Batch) -> torch.Tensor:
         """Return normalised reward model scores, read at the last token of each sequence, [B]."""
+        if not self.reward_embedded:
+            batch = batch._replace(hidden=None)
         hidden = _forward(self.reward, batch)
         last = batch.attention_mask.sum(-1) - 1
         raw = apply_head(
@@ -227,31 +273,17 @@ class Roles:
     @torch.no_grad()
     def sync_actor(self) -> None:
         """Copy the policy's weights into the actor, in its type, before sampling and saving."""
-        if self.lora:
-            self._sync_adapter()
-            return
-        target = upper_half(self.actor, self.depth)
+        if self.adapters is not None:
+            return  # the actor is the trunk with the policy's adapter
+        target = self._part(self.actor)
         weights = dict(self.trained.policy.named_parameters())
         for name, parameter in target.named_parameters():
             parameter.copy_(weights[name])
-        if self.depth == 0:
+        if not self.embedded:
             # Some families' heads have a bias.
             head = dict(self.trained.lm_head.named_parameters())
             for name, parameter in self.actor.get_output_embeddings().named_parameters():
                 parameter.copy_(head[name])
-
-    def _sync_adapter(self) -> None:
-        from peft.tuners.lora import LoraLayer
-
-        adapted = {
-            name: module
-            for name, module in self.trained.policy.named_modules()
-            if isinstance(module, LoraLayer)
-        }
-        targets = dict(self.actor.base_model.named_modules())
-        for name, module in adapted.items():
-            merged = module.get_base_layer().weight + module.get_delta_weight("default")
-            targets[name].weight.copy_(merged)
 
 
 def before_tokens(model: Any, batch: Batch) -> torch.Tensor:
@@ -265,50 +297,14 @@ def response_tokens(batch: Batch) -> torch.Tensor:
     return batch.input_ids[batch.rows, batch.columns]
 
 
-def token_stats(
-    hidden: torch.Tensor, lm_head: nn.Module, tokens: torch.Tensor, temperature: float
-) -> TokenStats:
-    """Return log-probability and entropy of tokens; logits for them only, a few rows at a time.
-
-    Args:
-        hidden: [N, d].
-        lm_head: maps [n, d] to logits [n, V].
-        tokens: [N].
-        temperature: divides the logits, for log-probabilities and entropy alike.
-    """
-
-    def part(rows: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logprobs = torch.log_softmax(lm_head(rows).float() / temperature, dim=-1)
-        chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)
-        return chosen, -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
-
-    pieces = []
-    for start in range(0, len(tokens), LOGIT_ROWS):
-        rows, targets = hidden[start : start + LOGIT_ROWS], tokens[start : start + LOGIT_ROWS]
-        if hidden.requires_grad:
-            # Logits are computed again in the backward pass: cheaper than keeping [N, V] for it.
-            pieces.append(checkpoint(part, rows, targets, use_reentrant=False))
-        else:
-            pieces.append(part(rows, targets))
-    logprobs, entropy = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return TokenStats(logprobs, entropy)
-
-
 def _forward(model: Any, batch: Batch) -> torch.Tensor:
     inputs = (
         {"input_ids": batch.input_ids} if batch.hidden is None else {"inputs_embeds": batch.hidden}
     )
-    hidden: torch.Tensor = model(
-        **inputs,
-        attention_mask=batch.attention_mask,
-        position_ids=_positions(batch.attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+    # Padding stands on the right: causal attention never looks at it, and positions count from 0.
+    # Without a mask the attention kernel skips what the mask would only hide.
+    hidden: torch.Tensor = model(**inputs, use_cache=False).last_hidden_state
     return hidden
-
-
-def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    return (attention_mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def _like(settings: PPOModelSettings, name: str) -> ModelSettings:

@@ -1,12 +1,13 @@
 """Rollouts: sampled responses and everything PPO needs to know about them, computed once."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from ppo.roles import Batch, Roles
 from workbench.generation import Response, SamplingSettings, generate
+from workbench.scorer import pad_right
 
 
 class Rollout(NamedTuple):
@@ -21,8 +22,9 @@ class Rollout(NamedTuple):
         values: [B, R], V of the state in which each token was chosen.
         entropy: [B, R], nats.
         response_mask: [B, R], 1 on response tokens, EOS included.
-        scores: [B], normalised scores of the reward model.
+        scores: [B], scores of all sources, combined; 0 until then where no role gives any.
         finished: [B], bool, ended with EOS.
+        parts: [B] of each source of reward, by name.
     """
 
     queries: list[list[int]]
@@ -35,6 +37,7 @@ class Rollout(NamedTuple):
     response_mask: torch.Tensor
     scores: torch.Tensor
     finished: torch.Tensor
+    parts: dict[str, torch.Tensor] = {}  # noqa: RUF012 - never changed
 
 
 def sample_rollout(
@@ -45,7 +48,6 @@ def sample_rollout(
     eos_token_id: int,
     seed: int,
     micro_batch_size: int,
-    clock: Callable[[str], None] = lambda _: None,
 ) -> Rollout:
     """Sample a response to each query and score it under every role.
 
@@ -56,13 +58,10 @@ def sample_rollout(
         eos_token_id: ends a response.
         seed: of the sampling.
         micro_batch_size: sequences per forward pass.
-        clock: called with the name of each phase as it ends.
     """
-    responses = generate(roles.actor, queries, sampling, eos_token_id=eos_token_id, seed=seed)
-    clock("rollout")
-    return score_rollout(
-        roles, list(queries), responses, sampling.temperature, micro_batch_size, clock
-    )
+    with roles.sampling():
+        responses = generate(roles.actor, queries, sampling, eos_token_id=eos_token_id, seed=seed)
+    return score_rollout(roles, list(queries), responses, sampling.temperature, micro_batch_size)
 
 
 @torch.no_grad()
@@ -72,19 +71,18 @@ def score_rollout(
     responses: list[Response],
     temperature: float,
     micro_batch_size: int,
-    clock: Callable[[str], None] = lambda _: None,
 ) -> Rollout:
     """Score given responses under every role; arguments as in `sample_rollout`."""
     device = roles.device
     count, width = len(queries), max(len(response.ids) for response in responses)
     shape = (count, width)
-    filled = {
+    filled: dict[str, Any] = {
         name: torch.zeros(shape, device=device)
         for name in ("logprobs", "ref_logprobs", "values", "entropy")
     }
     mask = torch.zeros(shape, device=device)
     scores = torch.zeros(count, device=device)
-    hidden: list[torch.Tensor] | None = None if roles.depth == 0 else [torch.empty(0)] * count
+    hidden: list[torch.Tensor] | None = None if roles.trunk is None else [torch.empty(0)] * count
     with roles.autocast():
         for index in micro_batches(_lengths(queries, responses), micro_batch_size):
             chosen = [queries[i] for i in index]
@@ -99,12 +97,12 @@ def score_rollout(
             filled["values"][places] = values
             filled["ref_logprobs"][places] = roles.reference_logprobs(batch, temperature)
             mask[places] = 1.0
-            scores[index] = roles.scores(batch)
+            if roles.reward is not None:
+                scores[index] = roles.scores(batch)
             if hidden is not None and activations is not None:
                 for row, i in enumerate(index):
                     hidden[i] = activations[row, : len(queries[i]) + len(responses[i].ids)].clone()
     finished = torch.tensor([response.finished for response in responses], device=device)
-    clock("score")
     return Rollout(
         queries, responses, hidden, **filled, response_mask=mask, scores=scores, finished=finished
     )
@@ -120,15 +118,10 @@ def collate(
     sequences = [
         list(query) + response.ids for query, response in zip(queries, responses, strict=True)
     ]
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.tensor([s + [0] * (width - len(s)) for s in sequences], device=device)
-    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences], device=device)
-    spots = [
-        (row, column)
-        for row, query in enumerate(queries)
-        for column in range(len(query), len(sequences[row]))
-    ]
-    rows, columns = torch.tensor(spots, device=device).T
+    ids, mask = pad_right(sequences, device)
+    starts = torch.tensor([len(query) for query in queries], device=device)
+    steps = torch.arange(ids.shape[1], device=device)
+    rows, columns = ((steps >= starts[:, None]) & mask.bool()).nonzero().T
     padded = None
     if hidden is not None:
         padded = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)

@@ -8,11 +8,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ppo.config import PPOStage
+from ppo.engine import PPOEngine
+from ppo.reward_sources import Query, RewardSources
 from ppo.roles import Roles
-from ppo.trainer import PPOTrainer
+from ppo.saving import has_adapter, save_adapter, save_policy, save_value
 from workbench import embedded
 from workbench.cards import model_card
-from workbench.chat import Prompt, query_ids
+from workbench.chat import query_ids
 from workbench.config import to_tree
 from workbench.data import Kind, load, split_by_prompt
 from workbench.errors import UserError
@@ -47,36 +49,37 @@ def run(config: PPOStage) -> Path:
         accelerator.init_trackers(config.run.name, config=_flat(to_tree(config)))
     set_seed(config.run.seed)
     tokenizer = load_tokenizer(config.model.name, config.model)
-    train_prompts, test_prompts, left_out = _prompts(config, tokenizer)
+    train, held_out, left_out = _queries(config, tokenizer)
     if left_out:
         console.print(
             f"ppo: left out {left_out} prompts over "
             f"data.max_query_length={config.data.max_query_length} tokens",
             markup=False,
         )
-    roles = Roles(config.model, config.reward_model, accelerator.device)
+    own = _role(config, tokenizer)
+    roles = Roles(config.model, own, accelerator.device)
+    rewards = RewardSources.load(config, accelerator.device, own)
     judge = None
     if config.ppo.eval_gold:
         base = ModelSettings(name=embedded.NAME, precision=config.model.precision)
         judge = GoldJudge(load_policy(base).to(accelerator.device), load_tokenizer(embedded.NAME))
-    eval_prompts = test_prompts[: config.ppo.eval_prompts]
-    train_queries = [query_ids(tokenizer, prompt) for prompt in train_prompts]
-    eval_queries = [query_ids(tokenizer, prompt) for prompt in eval_prompts]
-    _check_positions(config, roles, max(map(len, train_queries + eval_queries)))
-    trainer = PPOTrainer(
+    held_out = held_out[: config.ppo.eval_prompts]
+    _check_positions(config, roles, max(len(query.ids) for query in train + held_out))
+    engine = PPOEngine(
         config,
         roles,
         tokenizer,
-        train_queries,
+        train,
         stage,
         accelerator,
-        eval_prompts=eval_prompts,
-        eval_queries=eval_queries,
+        held_out=held_out,
+        rewards=rewards,
         judge=judge,
     )
-    trainer.train()
+    engine.train()
     accelerator.wait_for_everyone()  # the main process has written the last metrics
-    summary = _summary(stage, trainer) | {"train_prompts": len(train_prompts), "left_out": left_out}
+    summary = _summary(stage, engine) | {"train_prompts": len(train), "left_out": left_out}
+    summary |= {"value": "value"} | ({"adapter": "adapter"} if has_adapter(roles) else {})
     if accelerator.is_main_process:
         _save(stage, roles, tokenizer, config, summary)
     accelerator.end_training()
@@ -90,9 +93,9 @@ def run(config: PPOStage) -> Path:
     return stage.path
 
 
-def _prompts(
+def _queries(
     config: PPOStage, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Prompt], list[Prompt], int]:
+) -> tuple[list[Query], list[Query], int]:
     data = config.data
     options: dict[str, Any] = {"limit": data.limit, "skip_bad_rows": data.skip_bad_rows}
     accept: tuple[Kind, ...] = ("prompt_only", "prompt_completion", "preference", "ranking")
@@ -102,15 +105,17 @@ def _prompts(
     else:
         train_rows = loaded.rows
         test_rows = load(data.test, accept, split=data.test_split, **options).rows
-    kept: list[list[Prompt]] = []
+    kept: list[list[Query]] = []
     for rows in (train_rows, test_rows):
-        kept.append(
-            [
-                r["prompt"]
-                for r in rows
-                if len(query_ids(tokenizer, r["prompt"])) <= data.max_query_length
-            ]
-        )
+        queries = [
+            Query(
+                query_ids(tokenizer, row["prompt"]),
+                row["prompt"],
+                {name: value for name, value in row.items() if name != "prompt"},
+            )
+            for row in rows
+        ]
+        kept.append([query for query in queries if len(query.ids) <= data.max_query_length])
     left_out = len(train_rows) + len(test_rows) - len(kept[0]) - len(kept[1])
     if not kept[0]:
         raise UserError(
@@ -118,6 +123,24 @@ def _prompts(
             f"data.max_query_length={data.max_query_length} tokens; raise it"
         )
     return kept[0], kept[1], left_out
+
+
+def _role(config: PPOStage, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Return the reward model, if it reads the policy's tokens; others read their text anew."""
+    if not config.reward_model:
+        return None
+    other = load_tokenizer(config.reward_model, config.model)
+    if (
+        other.get_vocab() == tokenizer.get_vocab()
+        and other.chat_template == tokenizer.chat_template
+    ):
+        return config.reward_model
+    console.print(
+        f"ppo: {config.reward_model} has another tokenizer or chat template than the policy: "
+        "answers are decoded and encoded anew for it, and the value starts from the policy",
+        markup=False,
+    )
+    return None
 
 
 def _check_positions(config: PPOStage, roles: Roles, longest: int) -> None:
@@ -132,7 +155,7 @@ def _check_positions(config: PPOStage, roles: Roles, longest: int) -> None:
         )
 
 
-def _summary(stage: StageRun, trainer: PPOTrainer) -> dict[str, Any]:
+def _summary(stage: StageRun, engine: PPOEngine) -> dict[str, Any]:
     rows = read_metrics(stage.path / "metrics.jsonl")
     updates = [row for row in rows if "objective/scores" in row]
     evaluations = [row for row in rows if "eval/scores" in row]
@@ -145,8 +168,8 @@ def _summary(stage: StageRun, trainer: PPOTrainer) -> dict[str, Any]:
         "scores_first": _mean(head, "objective/scores"),
         "scores_last": _mean(tail, "objective/scores"),
         "missing_eos": _mean(tail, "response/missing_eos"),
-        "kl_coef": trainer.kl.coef,
-        "layout": trainer.config.model.layout,
+        "kl_coef": engine.kl.coef,
+        "layout": engine.config.model.layout,
     }
     return summary | (
         {key: evaluations[-1][key] for key in evaluations[-1] if key.startswith("eval/")}
@@ -168,9 +191,16 @@ def _save(
     )
     card = model_card(stage, what, "CausalLM", config.model.name, summary)
     with atomic_folder(stage.model) as folder:
-        roles.actor.save_pretrained(folder)
+        save_policy(roles, folder)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
+    if has_adapter(roles):
+        with atomic_folder(stage.path / "adapter") as folder:
+            save_adapter(roles, folder)
+            tokenizer.save_pretrained(folder)
+    with atomic_folder(stage.path / "value") as folder:
+        save_value(roles, folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:

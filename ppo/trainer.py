@@ -1,429 +1,399 @@
-"""The PPO loop: sample, score, reward, estimate advantages, update; read it from top to bottom."""
+"""`PPOTrainer` as TRL 1.12 has it, in front of `PPOEngine`: scripts written for it run here."""
 
-import math
+import shutil
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
+from accelerate.utils import set_seed
+from torch import nn
+from transformers import TrainerControl, TrainerState, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer import DEFAULT_CALLBACKS, DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import CallbackHandler, ExportableState, PrinterCallback
 
 from ppo import checkpoint
-from ppo.advantages import gae, whiten
-from ppo.config import PPOStage
-from ppo.evaluation import evaluate
-from ppo.kl import AdaptiveKL, FixedKL, kl_per_token
-from ppo.losses import explained_variance, masked_mean, policy_loss, value_loss
-from ppo.rewards import shape_scores, token_rewards
-from ppo.roles import Roles
-from ppo.rollout import Rollout, micro_batches, sample_rollout, select, unflatten
-from workbench.chat import Prompt
+from ppo.engine import PPOEngine
+from ppo.experience import Experience
+from ppo.given import GivenRoles
+from ppo.reward_sources import Query, Samples
+from ppo.rollout import score_rollout
+from ppo.trl_config import PPOConfig, check, stage_config
+from ppo.trl_data import Given, as_query, read_queries
+from ppo.trl_hub import check_hub, push
+from ppo.trl_rewards import GivenRewards
+from workbench.chat import decode
 from workbench.errors import UserError
+from workbench.files import digest
+from workbench.generation import Response, SamplingSettings, generate
+from workbench.logs import console
 from workbench.run import StageRun
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from workbench.judge import GoldJudge
+NOTHING = -1  # a token that no model writes: answers go on to their full length
+COOL = 0.01  # temperature of sample generations, as in TRL
 
 
-class Experience(NamedTuple):
-    """A rollout with what is learned from it.
+@dataclass
+class OnlineTrainerState(TrainerState):  # type: ignore[misc]
+    """The state that callbacks see, with the number of episodes so far."""
 
-    Attributes:
-        rollout: the sampled responses.
-        advantages, returns: [B, R], 0 on padding.
-        metrics: numbers about the rollout, averaged over all processes.
-    """
+    episode: int = 0
 
-    rollout: Rollout
-    advantages: torch.Tensor
-    returns: torch.Tensor
-    metrics: dict[str, float]
+
+class PolicyAndValue(nn.Module):
+    """What callbacks get as `model`."""
+
+    def __init__(self, policy: Any, value_model: Any) -> None:
+        super().__init__()
+        self.policy, self.value_model, self.config = policy, value_model, policy.config
 
 
 class PPOTrainer:
-    """PPO on Accelerate.
+    """PPO for scripts written for TRL 1.12's `PPOTrainer`.
 
-    Every random choice of update u (prompts, sampling, minibatches) is drawn from a generator
-    seeded by (seed, u, process), so a resumed run repeats exactly what an uninterrupted one would
-    have done.
+    What differs, and why, is in docs/migrating-from-trl.md. For a loop of your own:
+    `trainer.update(trainer.score(trainer.rollout(prompts)))`.
     """
+
+    state: OnlineTrainerState
+    control: TrainerControl
 
     def __init__(
         self,
-        config: PPOStage,
-        roles: Roles,
-        tokenizer: "PreTrainedTokenizerBase",
-        train_queries: Sequence[list[int]],
-        run: StageRun,
-        accelerator: Accelerator,
-        *,
-        eval_prompts: Sequence[Prompt] = (),
-        eval_queries: Sequence[list[int]] = (),
-        judge: "GoldJudge | None" = None,
+        args: PPOConfig,
+        processing_class: "PreTrainedTokenizerBase",
+        model: "PreTrainedModel",
+        ref_model: "PreTrainedModel | None",
+        reward_model: Any,
+        train_dataset: Any,
+        value_model: "PreTrainedModel | None" = None,
+        data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+        eval_dataset: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        callbacks: "Sequence[TrainerCallback | type[TrainerCallback]] | None" = None,
+        peft_config: "PeftConfig | None" = None,
     ) -> None:
-        """Set up optimiser and schedule.
+        """Put models, data and engine together.
 
         Args:
-            config: the stage's configuration; `config.ppo` is the algorithm's.
-            roles: the models.
-            tokenizer: of policy and reward model.
-            train_queries: token ids of the prompts to practise on.
-            run: the run folder.
-            accelerator: of all processes.
-            eval_prompts: held-out prompts.
-            eval_queries: their token ids.
-            judge: scores held-out answers beside the reward model; None for none.
+            args: the configuration.
+            processing_class: tokenizer of the policy.
+            model: causal language model; it is trained where it is, in float32.
+            ref_model: the KL is to this model; None takes a copy of `model`, or with `peft_config`
+                `model` without its adapter.
+            reward_model: sequence classifier with one output that reads the policy's tokens. More
+                than TRL takes: a `workbench.scorer.RewardModel`, which brings a tokenizer of its
+                own; a function `f(prompts, completions, **columns) -> list[float]`; a list of them,
+                whose scores are added.
+            train_dataset: rows with `input_ids`, `prompt` or `messages`.
+            value_model: sequence classifier with one output, trained where it is; None starts it
+                from the reward model.
+            data_collator: called with each row alone, to make its `input_ids`.
+            eval_dataset: rows for `generate_completions`.
+            optimizers: an optimiser over parameters of `model` and `value_model`, and its schedule;
+                None for either makes AdamW, or the schedule `args` names.
+            callbacks: beside those of transformers.
+            peft_config: trains a LoRA adapter of `model` in place of its weights.
 
         Raises:
-            UserError: when the batch cannot be divided among processes and minibatches.
+            UserError: for a field, model or row that cannot be used.
         """
-        self.config, self.args, self.roles, self.tokenizer = config, config.ppo, roles, tokenizer
-        self.train_queries, self.run, self.accelerator = train_queries, run, accelerator
-        self.eval_prompts, self.eval_queries, self.judge = eval_prompts, eval_queries, judge
-        args, world = self.args, accelerator.num_processes
-        if args.batch_size % (world * args.num_mini_batches):
-            raise UserError(
-                f"ppo.batch_size={args.batch_size}: "
-                "must divide by processes × ppo.num_mini_batches "
-                f"({world} × {args.num_mini_batches}) exactly"
-            )
-        self.local_batch_size = args.batch_size // world
-        self.local_mini_batch_size = self.local_batch_size // args.num_mini_batches
-        self.updates = math.ceil(args.total_episodes / args.batch_size)
-        self.kl: FixedKL | AdaptiveKL = (
-            AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
-            if args.kl_controller == "adaptive"
-            else FixedKL(args.kl_coef)
+        if ref_model is not None and ref_model is model:
+            raise UserError("ref_model: is model itself, which will be trained; hand in None")
+        if train_dataset is None:
+            raise UserError("train_dataset: is None; hand in rows with input_ids or prompt")
+        check(args)
+        check_hub(args)
+        self.args, self.processing_class = args, processing_class
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.stop_token_id = args.stop(processing_class.eos_token_id)
+        train = read_queries(train_dataset, processing_class, data_collator)
+        held_out: list[Query] = []
+        if eval_dataset is not None:
+            held_out = read_queries(eval_dataset, processing_class, data_collator, "eval_dataset")
+        self.held_out = held_out
+        _check_positions(model, args, max(len(query.ids) for query in [*train, *held_out]))
+        cpu = args.use_cpu or not torch.cuda.is_available()
+        # The engine decides on precision itself, as `args.bf16` says.
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        args.work_out(len(train), self.accelerator.num_processes)
+        set_seed(args.seed)
+        given = GivenRewards(reward_model)
+        layout, name = "separate" if peft_config is None else "lora", _name(model, "model")
+        config = stage_config(args, name, given.own_name, given.function_names, layout)
+        self.roles = GivenRoles(
+            config.model,
+            self.accelerator.device,
+            policy=model,
+            reference=ref_model,
+            reward=given.own,
+            value=value_model,
+            peft_config=peft_config,
         )
-        module = roles.trained
-        groups = [[p for p in module.policy.parameters() if p.requires_grad]]
-        groups[0] += [
-            p for p in module.lm_head.parameters() if p.requires_grad and not _among(p, groups[0])
-        ]
-        groups.append([*module.value.parameters(), *module.value_head.parameters()])
-        self.parameters = groups
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": groups[0], "lr": args.learning_rate, "name": "policy"},
-                {"params": groups[1], "lr": args.value_learning_rate, "name": "value"},
-            ],
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-            weight_decay=args.weight_decay,
-        )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        # Only the module: gradients are averaged over processes by its wrapper. The scheduler steps
-        # once an update, and Accelerate would step it once per process.
-        self.model = accelerator.prepare(module)
-        self.update = 0
-
-    def train(self) -> None:
-        """Run all updates, from the newest whole checkpoint if there is one."""
-        state = checkpoint.load_newest(self.run.checkpoints)
-        if state is not None:
-            self.load_state(state)
-        self.run.rewind(self.update if state is not None else -1)
-        self.roles.sync_actor()
-        if self.update == 0:
-            self.evaluate()
-        bar = tqdm(
-            range(self.update, self.updates),
-            desc="ppo",
-            unit="update",
-            initial=self.update,
-            total=self.updates,
-            disable=not self.accelerator.is_local_main_process,
-            dynamic_ncols=True,
-        )
-        for _ in bar:
-            metrics = self.step()
-            bar.set_postfix(
-                score=f"{metrics['objective/scores']:.2f}", kl=f"{metrics['objective/kl']:.2f}"
-            )
-            last = self.update == self.updates
-            if last or (self.args.eval_every and self.update % self.args.eval_every == 0):
-                self.evaluate()
-            if self.args.save_every and self.update % self.args.save_every == 0 and not last:
-                self.save_state()
-
-    def step(self) -> dict[str, float]:
-        """Do one update (rollout, rewards, advantages, optimisation) and return its metrics."""
-        clock = Clock()
-        queries = self.next_queries()
-        rollout = sample_rollout(
+        self.policy_model, self.value_model = model, self.roles.value_model
+        self.ref_model, self.reward_model = self.roles.ref_model, reward_model
+        self.model = PolicyAndValue(model, self.value_model)
+        rows = [[query.ids, query.columns] for query in train]
+        inputs = {"arguments": digest(args.beside()), "train_dataset": digest(rows)}
+        self.run = StageRun("ppo", config, inputs)
+        self.engine = PPOEngine(
+            config,
             self.roles,
-            queries,
-            self.config.rollout,
-            eos_token_id=self.tokenizer.eos_token_id,
-            seed=self._seed(1),
-            micro_batch_size=self.args.micro_batch_size,
-            clock=clock,
+            processing_class,
+            train,
+            self.run,
+            self.accelerator,
+            rewards=given.sources(config.rewards, self.accelerator.device),
+            stop_token_id=NOTHING if self.stop_token_id is None else self.stop_token_id,
         )
-        experience = self.experience(rollout)
-        metrics = experience.metrics | self.optimize(experience)
-        clock("update")
-        self.kl.update(metrics["objective/kl"], self.args.batch_size)
-        self.roles.sync_actor()
-        self.update += 1
-        metrics |= {
-            "episode": self.update * self.args.batch_size,
-            "lr": float(self.scheduler.get_last_lr()[0]),
-        }
-        metrics |= clock.metrics()
-        self.scheduler.step()
-        self.run.log(self.update, metrics)
-        self.accelerator.log(metrics, step=self.update)
-        return metrics
+        self._set_optimizers(*optimizers)
+        self._set_callbacks(callbacks)
 
-    def next_queries(self) -> list[list[int]]:
-        """Return this process's queries; every prompt comes once before any comes twice."""
-        count, batch = len(self.train_queries), self.args.batch_size
-        first = self.update * batch + self.accelerator.process_index * self.local_batch_size
-        chosen = []
-        for position in range(first, first + self.local_batch_size):
-            generator = torch.Generator().manual_seed(
-                _mix(self.config.run.seed, 2, position // count, 0)
-            )
-            order = torch.randperm(count, generator=generator)
-            chosen.append(self.train_queries[int(order[position % count])])
-        return chosen
+    @property
+    def optimizer(self) -> Any:
+        """Of policy and value function."""
+        return self.engine.optimisation.optimizer
 
-    def experience(self, rollout: Rollout) -> Experience:
-        """Turn a rollout into rewards, advantages and returns."""
-        args, mask = self.args, rollout.response_mask
-        scores = shape_scores(
-            rollout.scores, rollout.finished, args.missing_eos_penalty, args.score_clip
-        )
-        rewards = token_rewards(
-            scores, rollout.logprobs, rollout.ref_logprobs, mask, self.kl.coef, args.kl_estimator
-        )
-        if args.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False, reduce=self._sum)
-        advantages, returns = gae(rewards, rollout.values, mask, args.gamma, args.lam)
-        if args.whiten_advantages:
-            advantages = whiten(advantages, mask, reduce=self._sum)
-        kl = (kl_per_token(rollout.logprobs, rollout.ref_logprobs) * mask).sum(-1)
-        # What the rewards hold, whichever the estimator; `objective/kl` is always k1, unbiased.
-        penalty = self.kl.coef * (
-            kl_per_token(rollout.logprobs, rollout.ref_logprobs, args.kl_estimator) * mask
-        ).sum(-1)
-        # The mean over processes, weighed by their tokens.
-        world = self.accelerator.num_processes
-        share = mask.sum() * world / self._sum(mask.sum())
-        metrics = self._mean(
-            {
-                "objective/kl": kl.mean(),
-                "objective/entropy": masked_mean(rollout.entropy, mask) * share,
-                "objective/scores": rollout.scores.mean(),
-                "objective/non_score_reward": -penalty.mean(),
-                "objective/rlhf_reward": (scores - penalty).mean(),
-                "response/length": mask.sum(-1).mean(),
-                "response/missing_eos": (~rollout.finished).float().mean(),
-                "val/explained_variance": explained_variance(
-                    rollout.values, returns, mask, self._sum
-                ),
-                "val/num_eos_tokens": rollout.finished.float().sum() * world,
-            }
-        )
-        return Experience(
-            rollout, advantages, returns, metrics | {"objective/kl_coef": self.kl.coef}
-        )
+    @property
+    def lr_scheduler(self) -> Any:
+        """It steps once an update."""
+        return self.engine.optimisation.scheduler
 
-    def optimize(self, experience: Experience) -> dict[str, float]:
-        """Pass over the batch `num_ppo_epochs` times in minibatches; returns mean metrics."""
-        args, totals, first_ratio = self.args, _Totals(), math.nan
-        generator = torch.Generator().manual_seed(self._seed(3))
-        for _ in range(args.num_ppo_epochs):
-            order = torch.randperm(self.local_batch_size, generator=generator).tolist()
-            for start in range(0, self.local_batch_size, self.local_mini_batch_size):
-                stats = self._minibatch(
-                    experience, order[start : start + self.local_mini_batch_size]
-                )
-                if math.isnan(first_ratio):
-                    first_ratio = stats["val/ratio"]
-                totals.add(stats)
-        return totals.means() | {"val/ratio_first_minibatch": first_ratio}
+    def train(self, resume_from_checkpoint: bool | None = None) -> None:
+        """Run all updates.
 
-    def _minibatch(self, experience: Experience, rows: list[int]) -> dict[str, float]:
-        """Take an optimiser step on some rows, in micro-batches; all tokens weigh the same."""
-        args, rollout = self.args, experience.rollout
-        mask = rollout.response_mask[rows]
-        tokens = self._sum(mask.sum())
-        # Wrapped modules average gradients over processes; we want the sum over all tokens divided
-        # by their number.
-        scale = self.accelerator.num_processes / tokens
-        sums = torch.zeros(8, device=self.roles.device, dtype=torch.float64)
-        lengths = [len(rollout.queries[i]) + len(rollout.responses[i].ids) for i in rows]
-        parts = list(micro_batches(lengths, args.micro_batch_size))
-        frozen = self.update < args.value_warmup_updates
-        for number, part in enumerate(parts):
-            index = [rows[k] for k in part]
-            queries = [rollout.queries[i] for i in index]
-            batch = select(rollout, index, self.roles.device)
-            width = rollout.response_mask.shape[1]
-            mb_mask = rollout.response_mask[index]
-            with self._sync(last=number == len(parts) - 1), self.roles.autocast():
-                stats, values = self.model(batch, self.config.rollout.temperature)
-                new_logprobs = unflatten(stats.logprobs, batch, queries, width)
-                new_values = unflatten(values, batch, queries, width)
-                policy = policy_loss(
-                    new_logprobs,
-                    rollout.logprobs[index],
-                    experience.advantages[index],
-                    mb_mask,
-                    args.cliprange,
-                )
-                value = value_loss(
-                    new_values,
-                    rollout.values[index],
-                    experience.returns[index],
-                    mb_mask,
-                    args.cliprange_value,
-                )
-                loss = (0.0 if frozen else 1.0) * policy.loss + args.vf_coef * value.loss
-                self.accelerator.backward(loss * scale)
-            sums += torch.stack(
-                [
-                    policy.loss.detach(),
-                    value.loss.detach(),
-                    policy.clipped,
-                    value.clipped,
-                    policy.approx_kl.detach(),
-                    policy.ratio.detach(),
-                    stats.entropy.sum(),
-                    loss.detach(),
-                ]
-            ).double()
-        norms = [
-            torch.nn.utils.clip_grad_norm_(group, args.max_grad_norm) for group in self.parameters
-        ]
-        means = self._sum(sums) / tokens
-        if not torch.isfinite(means).all() or not all(torch.isfinite(norm) for norm in norms):
+        Args:
+            resume_from_checkpoint: True goes on from the newest whole checkpoint under
+                `output_dir`; else the run starts anew and drops those that are there.
+
+        Raises:
+            UserError: for the path of a checkpoint.
+        """
+        if not isinstance(resume_from_checkpoint, bool | None):
             raise UserError(
-                f"{self.run.path}: the loss became NaN or infinite at update {self.update + 1}; "
-                "lower ppo.learning_rate "
-                "or ppo.value_learning_rate; the last checkpoint is kept"
+                f"resume_from_checkpoint={resume_from_checkpoint!r}: hand in True, which takes "
+                f"the newest whole checkpoint in {self.run.checkpoints}"
             )
-        if frozen:
-            # Gradients of 0 would still decay the weights, and count as steps in Adam's averages.
-            for parameter in self.parameters[0]:
-                parameter.grad = None
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        names = (
-            "loss/policy_avg loss/value_avg policy/clipfrac_avg val/clipfrac_avg "
-            "policy/approxkl_avg val/ratio "
-            "policy/entropy_avg loss/total_avg"
-        )
-        metrics = dict(zip(names.split(), means.tolist(), strict=True))
-        return metrics | {"policy/grad_norm": float(norms[0]), "val/grad_norm": float(norms[1])}
-
-    def evaluate(self) -> dict[str, float]:
-        """Answer the held-out prompts, log `eval/…`, save the sample table; main process only."""
-        if not self.eval_queries or not self.accelerator.is_main_process:
-            return {}
-        result = evaluate(
-            self.roles,
-            self.tokenizer,
-            self.eval_prompts,
-            self.eval_queries,
-            self.config.rollout,
-            seed=self.config.run.seed,
-            micro_batch_size=self.args.micro_batch_size,
-            judge=self.judge,
-        )
-        self.run.log(self.update, result.metrics | {"episode": self.update * self.args.batch_size})
-        self.run.save_samples(self.update, result.samples)
-        return result.metrics
-
-    def save_state(self) -> None:
-        """Write a checkpoint of everything a resumed run needs."""
-        if self.accelerator.is_main_process:
-            names = [name for name, p in self.roles.trained.named_parameters() if p.requires_grad]
-            weights = dict(self.roles.trained.named_parameters())
-            state = {
-                "update": self.update,
-                "kl_coef": self.kl.coef,
-                "weights": {name: weights[name].detach().cpu() for name in names},
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-            }
-            checkpoint.save(self.run.checkpoints, self.update, state)
+        self._begin(resume=bool(resume_from_checkpoint))
+        started, args, handler = time.time(), self.args, self.callback_handler
+        self.control = handler.on_train_begin(args, self.state, self.control)
+        first, total = self.engine.global_step, self.engine.total_updates
+        every = max(1, total // args.num_sample_generations) if args.num_sample_generations else 0
+        for update in range(first, total):
+            metrics = self.update(self.score(self.rollout()))
+            seconds = max(time.time() - started, 1e-9)
+            metrics["eps"] = int((self.state.episode - first * int(args.batch_size or 1)) / seconds)
+            self.log(metrics)
+            self.control = handler.on_step_end(args, self.state, self.control)
+            self._save_if_asked()
+            if every and update % every == 0:
+                self.generate_completions(sampling=True)
+            if self.control.should_training_stop:
+                break
+        self.control = handler.on_train_end(args, self.state, self.control)
+        self._save_if_asked()
         self.accelerator.wait_for_everyone()
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a checkpoint's state."""
-        self.update, self.kl.coef = state["update"], state["kl_coef"]
-        weights = dict(self.roles.trained.named_parameters())
-        with torch.no_grad():
-            for name, value in state["weights"].items():
-                weights[name].copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+    def rollout(self, prompts: Sequence[Given] | None = None) -> Samples:
+        """Sample a response to each prompt.
 
-    def _lr_factor(self, update: int) -> float:
-        args = self.args
-        warm = min(1.0, 0.1 + 0.9 * update / args.warmup_updates) if args.warmup_updates else 1.0
-        return warm * (1 - update / self.updates if args.lr_scheduler == "linear" else 1.0)
+        Args:
+            prompts: of this process, as text, messages, token ids or rows,
+                `args.local_batch_size` of them; None takes the next ones of the training data.
+        """
+        queries = None
+        if prompts is not None:
+            queries = [as_query(prompt, self.processing_class) for prompt in prompts]
+        samples = self.engine.rollout(queries)
+        return samples._replace(responses=[self._ended(each) for each in samples.responses])
 
-    def _seed(self, purpose: int) -> int:
-        return _mix(self.config.run.seed, purpose, self.update, self.accelerator.process_index)
+    def score(self, rollout: Samples) -> Experience:
+        """Score responses under every role and source of reward, and estimate advantages."""
+        return self.engine.score(rollout)
 
-    def _sum(self, value: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor = self.accelerator.reduce(value, "sum")
-        return total
+    def update(self, rollout: Experience) -> dict[str, float]:
+        """Learn from a scored rollout and return the update's metrics."""
+        metrics = self.engine.update(rollout)
+        self.state.global_step = self.engine.global_step
+        self.state.episode = self.engine.global_step * int(self.args.batch_size or 1)
+        self.state.epoch = self.state.episode / len(self.engine.train_queries)
+        return metrics
 
-    def _mean(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
-        stacked = torch.stack([value.double() for value in values.values()])
-        mean = self.accelerator.reduce(stacked, "mean").tolist()
-        return dict(zip(values, mean, strict=True))
+    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
+        """Answer prompts of `eval_dataset` almost greedily, score, print and keep the answers.
 
-    def _sync(self, *, last: bool) -> Any:
-        # Gradients travel between processes once per optimiser step, with the last micro-batch.
-        return torch.enable_grad() if last else self.accelerator.no_sync(self.model)
+        Args:
+            sampling: only the first `args.per_device_eval_batch_size` of them.
+
+        Returns:
+            A row an answer: `query`, `model response`, `score`; none without an `eval_dataset`, and
+            on processes other than the main one.
+        """
+        queries = self.held_out[: self.args.per_device_eval_batch_size if sampling else None]
+        if not queries or not self.accelerator.is_main_process:
+            return []
+        engine, tokenizer = self.engine, self.processing_class
+        ids = [query.ids for query in queries]
+        size = engine.config.rollout.batch_size
+        cool = SamplingSettings(self.args.response_length, COOL, size)
+        with self.roles.sampling():
+            stop, seed = engine.stop_token_id, self.args.seed
+            found = generate(self.roles.actor, ids, cool, eos_token_id=stop, seed=seed)
+        samples = Samples(queries, [self._ended(response) for response in found])
+        scored = score_rollout(
+            self.roles, ids, samples.responses, 1.0, engine.args.micro_batch_size
+        )
+        own = None if self.roles.reward is None else scored.scores
+        scores, _ = engine.rewards(samples, tokenizer, own)
+        rows = [
+            {
+                "query": tokenizer.decode(query.ids, skip_special_tokens=True),
+                "model response": decode(tokenizer, response.ids),
+                "score": float(score),
+            }
+            for query, response, score in zip(queries, samples.responses, scores, strict=True)
+        ]
+        self.run.save_samples(engine.global_step, rows)
+        for row in rows[:5]:
+            console.print(
+                f"{row['score']:8.3f}  {row['query']!r} → {row['model response']!r}", markup=False
+            )
+        return rows
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Write numbers to the run's log and hand them to the callbacks."""
+        self.run.log(self.engine.global_step, logs)
+        logs = {**logs, "epoch": self.state.epoch}
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Save the policy, or its adapter, and the tokenizer; `output_dir` None is that of `args`.
+
+        With `args.push_to_hub` the folder is uploaded too.
+        """
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.accelerator.is_main_process:
+            if self.roles.adapters is None:
+                self.policy_model.save_pretrained(folder)
+            else:
+                self.roles.adapters.save("policy", folder, self.engine.config.model.name)
+            self.processing_class.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push(folder, "Model save")
+
+    def push_to_hub(self, commit_message: str = "End of training", **_: Any) -> str | None:
+        """Save the policy to `args.output_dir`, upload it, and return the address.
+
+        Raises:
+            UserError: offline, or when the hub refuses.
+        """
+        check_hub(self.args, asked=True)
+        folder = Path(str(self.args.output_dir))
+        asked, self.args.push_to_hub = self.args.push_to_hub, False
+        self.save_model(folder)
+        self.args.push_to_hub = asked
+        return self._push(folder, commit_message)
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback, or make one of a class."""
+        self.callback_handler.add_callback(callback)
+
+    def pop_callback(self, callback: Any) -> Any:
+        """Take a callback, or the one of a class, out and return it."""
+        return self.callback_handler.pop_callback(callback)
+
+    def remove_callback(self, callback: Any) -> None:
+        """Take a callback, or the one of a class, out."""
+        self.callback_handler.remove_callback(callback)
+
+    def _begin(self, *, resume: bool) -> None:
+        engine = self.engine
+        if not resume:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        elif (state := checkpoint.load_newest(self.run.checkpoints)) is not None:
+            engine.load_state(state)
+        else:
+            console.print(
+                f"ppo: no checkpoint in {self.run.checkpoints}; starting anew", markup=False
+            )
+        self.accelerator.wait_for_everyone()
+        self.run.rewind(engine.global_step if resume and engine.global_step else -1)
+        self.roles.sync_actor()
+        self.state.global_step, self.state.max_steps = engine.global_step, engine.total_updates
+        self.state.num_train_epochs = int(self.args.total_episodes or 0) / len(engine.train_queries)
+        self.state.compute_steps(self.args, engine.total_updates)
+
+    def _save_if_asked(self) -> None:
+        if self.control.should_save:
+            self.engine.save_state()
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _ended(self, response: Response) -> Response:
+        """Where nothing stops an answer, EOS anywhere in it is what a missing one is told from."""
+        if self.stop_token_id is not None:
+            return response
+        return Response(response.ids, self.processing_class.eos_token_id in response.ids)
+
+    def _set_optimizers(self, optimizer: Any, scheduler: Any) -> None:
+        optimisation, args = self.engine.optimisation, self.args
+        if optimizer is not None:
+            ours = {id(p) for group in optimisation.parameters for p in group}
+            if any(id(p) not in ours for group in optimizer.param_groups for p in group["params"]):
+                raise UserError(
+                    "optimizers: the optimiser holds parameters of neither model nor value_model"
+                )
+            optimisation.optimizer = optimizer
+        updates = self.engine.total_updates
+        optimisation.scheduler = scheduler or get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimisation.optimizer,
+            num_warmup_steps=args.get_warmup_steps(updates),
+            num_training_steps=updates,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+    def _set_callbacks(
+        self, callbacks: "Sequence[TrainerCallback | type[TrainerCallback]] | None"
+    ) -> None:
+        reporting = get_reporting_integration_callbacks(self.args.report_to)
+        self.callback_handler = CallbackHandler(
+            [*DEFAULT_CALLBACKS, *reporting, *(callbacks or ())],
+            *(self.model, self.processing_class, self.optimizer, self.lr_scheduler),
+        )
+        self.add_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.control = TrainerControl()
+        stateful = [*self.callback_handler.callbacks, self.control]
+        self.state = OnlineTrainerState(
+            is_local_process_zero=self.accelerator.is_local_main_process,
+            is_world_process_zero=self.accelerator.is_main_process,
+            stateful_callbacks=[each for each in stateful if isinstance(each, ExportableState)],
+        )
+
+    def _push(self, folder: Path, message: str) -> str | None:
+        return push(self.args, folder, message) if self.accelerator.is_main_process else None
 
 
-class Clock:
-    """Seconds per phase of an update."""
-
-    def __init__(self) -> None:
-        self.last, self.seconds = time.perf_counter(), dict[str, float]()
-
-    def __call__(self, phase: str) -> None:
-        """End a phase that began when the one before it ended."""
-        now = time.perf_counter()
-        self.seconds[phase], self.last = now - self.last, now
-
-    def metrics(self) -> dict[str, float]:
-        """Return `time/<phase>`."""
-        return {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
+def _name(model: Any, default: str) -> str:
+    return str(getattr(model.config, "_name_or_path", "") or default)
 
 
-class _Totals:
-    """Mean of metrics over optimiser steps."""
-
-    def __init__(self) -> None:
-        self.sums, self.count = dict[str, float](), 0
-
-    def add(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: value / self.count for name, value in self.sums.items()}
-
-
-def _mix(seed: int, *parts: int) -> int:
-    """Return a seed that differs for every purpose, update and process."""
-    value = seed
-    for part in parts:
-        value = (value * 1_000_003 + part + 1) % (2**63 - 1)
-    return value
-
-
-def _among(parameter: torch.nn.Parameter, others: list[torch.nn.Parameter]) -> bool:
-    return any(parameter is other for other in others)
+def _check_positions(model: Any, args: PPOConfig, longest: int) -> None:
+    sizes = model.config.to_dict()
+    positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
+    if positions is not None and longest + args.response_length > positions:
+        raise UserError(
+            f"PPOConfig: response_length={args.response_length}: after the longest prompt of "
+            f"{longest} tokens goes beyond the {positions} positions of the model; lower it, or "
+            "leave out long prompts"
+        )

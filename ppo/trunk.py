@@ -36,23 +36,27 @@ def check_family(model: "PreTrainedModel") -> None:
     family = model.config.model_type
     if family not in FAMILIES:
         raise UserError(
-            f"model.layout=shared_trunk: not for {family} models ({', '.join(FAMILIES)} only); "
-            "use separate"
+            f"model.train_top_layers: {family} models are not split here ({', '.join(FAMILIES)} "
+            "only); use model.layout=separate, or lora without train_top_layers"
         )
 
 
 def lower_half(model: "PreTrainedModel", depth: int) -> Any:
-    """Return the embedding and first `depth` layers, without the final norm; weights are shared."""
+    """Return the embedding and first `depth` layers, without the final norm; weights are shared.
+
+    With `depth` 0 that is the embedding alone.
+    """
     return _part(model, slice(0, depth), upper=False)
 
 
-def upper_half(model: "PreTrainedModel", depth: int) -> Any:
+def upper_half(model: "PreTrainedModel", depth: int, *, embedded: bool = False) -> Any:
     """Return the model from layer `depth` on, fed with activations; weights are shared.
 
-    It is called with `inputs_embeds`; with `depth` 0 it is the whole base model and is called with
-    `input_ids`.
+    It is called with `inputs_embeds`. With `depth` 0 it is the whole base model and is called with
+    `input_ids`, unless `embedded`: then all layers, fed with what the embedding gives.
     """
-    return model.base_model if depth == 0 else _part(model, slice(depth, None), upper=True)
+    whole = depth == 0 and not embedded
+    return model.base_model if whole else _part(model, slice(depth, None), upper=True)
 
 
 def same_lower_half(a: "PreTrainedModel", b: "PreTrainedModel", depth: int) -> bool:

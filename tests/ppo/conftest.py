@@ -113,28 +113,28 @@ def config(runs: Path, prompts: Path) -> Callable[..., PPOStage]:
 
 @pytest.fixture
 def trainer(config: Callable[..., PPOStage]) -> Callable[..., Any]:
-    """A function from family and overrides to a `PPOTrainer`, built as the stage builds it."""
+    """A function from family and overrides to a `PPOEngine`, built as the stage builds it."""
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
+    from ppo.engine import PPOEngine
+    from ppo.reward_sources import Query
     from ppo.roles import Roles
-    from ppo.trainer import PPOTrainer
     from workbench.chat import query_ids
     from workbench.run import StageRun
 
-    def make(family: Family, *overrides: str) -> PPOTrainer:
+    def make(family: Family, *overrides: str) -> PPOEngine:
         made = config(family, *overrides)
         set_seed(made.run.seed)
         tokenizer = load_tokenizer(made.model.name)
-        return PPOTrainer(
+        return PPOEngine(
             made,
             Roles(made.model, made.reward_model, torch.device("cpu")),
             tokenizer,
-            [query_ids(tokenizer, text) for text in PROMPTS[:-4]],
+            [Query(query_ids(tokenizer, text), text) for text in PROMPTS[:-4]],
             StageRun("ppo", made, {}),
             Accelerator(cpu=True),
-            eval_prompts=PROMPTS[-4:],
-            eval_queries=[query_ids(tokenizer, text) for text in PROMPTS[-4:]],
+            held_out=[Query(query_ids(tokenizer, text), text) for text in PROMPTS[-4:]],
         )
 
     return make

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo import PPOConfig, PPOStage
+from ppo import PPOSettings, PPOStage
 from workbench.config import load_config, settings
 from workbench.errors import UserError
 
@@ -29,7 +29,7 @@ def test_every_setting_has_help():
 
 
 def test_defaults_are_the_literatures():
-    config = PPOConfig()
+    config = PPOSettings()
     assert (config.gamma, config.lam, config.cliprange, config.cliprange_value) == (
         1,
         0.95,
@@ -111,18 +111,29 @@ def test_impossible_combinations_are_refused():
         "model.layout=shared_trunk", "model.train_top_layers=2", "model.lora.enabled=true"
     )
     assert "not both" in both
+    assert "layout=lora" in both
+
+
+@pytest.mark.parametrize("given", [["model.layout=lora"], ["model.lora.enabled=true"]])
+def test_either_setting_that_asks_for_adapters_stands_for_both(given):
+    for extra in ([], ["model.lora.r=3"]):
+        model = load_config(PPOStage, None, ["reward_model=x", *given, *extra]).model
+        assert (model.layout, model.lora.enabled) == ("lora", True)
+    top = load_config(PPOStage, None, ["reward_model=x", *given, "model.train_top_layers=2"]).model
+    assert (top.layout, top.train_top_layers) == ("lora", 2)
+    assert "at least 1" in refused(*given, "model.train_top_layers=0")
 
 
 def test_reading_a_config_does_not_import_torch():
-    code = "import sys, ppo; ppo.PPOConfig; sys.exit('torch' in sys.modules)"
+    code = "import sys, ppo; ppo.PPOSettings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_package_offers_the_names_people_know():
     import ppo
-    from ppo import PPOTrainer
+    from ppo import PPOEngine
 
-    assert PPOTrainer.__module__ == "ppo.trainer"
-    assert set(ppo.__all__) == {"PPOConfig", "PPOStage", "PPOTrainer"}
+    assert PPOEngine.__module__ == "ppo.engine"
+    assert set(ppo.__all__) == {"PPOSettings", "PPOStage", "PPOEngine", "PPOConfig", "PPOTrainer"}
     with pytest.raises(AttributeError, match="PPOTrainor"):
         ppo.PPOTrainor  # noqa: B018

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ppo.config import PPOModelSettings
+from ppo.config import PPOModelSettings, RewardSettings
 from ppo.evaluation import evaluate
+from ppo.reward_sources import Query, RewardSources
 from ppo.roles import Roles
 from tests.ppo.conftest import PROMPTS
 from workbench.chat import decode, query_ids
@@ -32,8 +33,9 @@ def roles(family) -> Roles:
 def evaluated(roles: Roles, family, *, seed: int = 0, judge: GoldJudge | None = None):
     tokenizer = load_tokenizer(str(family.policy))
     return evaluate(
-        roles, tokenizer, PROMPTS, [query_ids(tokenizer, text) for text in PROMPTS],
-        SamplingSettings(max_new_tokens=6), seed=seed, micro_batch_size=4, judge=judge,
+        roles, tokenizer, [Query(query_ids(tokenizer, text), text) for text in PROMPTS],
+        SamplingSettings(max_new_tokens=6), RewardSources(RewardSettings(), "reward", []),
+        seed=seed, micro_batch_size=4, judge=judge,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Where the score lands, what the KL costs, and that padding cannot matter."""
 
+import pytest
 import torch
 
-from ppo.rewards import shape_scores, token_rewards
+from ppo.rewards import RunningMoments, shape_scores, token_rewards
 
 SCORES = torch.tensor([2.0, -1.0])
 LOGPROBS = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.25, 0.0]])
@@ -36,8 +37,61 @@ def test_padding_of_any_width_and_content_changes_nothing():
     assert torch.equal(wide[:, 3:], torch.zeros(2, 2))
 
 
+NINES, ENDED = torch.tensor([9.0, 9.0]), torch.tensor([True, False])
+LENGTHS = torch.tensor([3.0, 10.0])
+
+
 def test_missing_eos_is_penalised_after_clipping():
-    finished = torch.tensor([True, False])
-    assert shape_scores(torch.tensor([9.0, 9.0]), finished, 1.0, 5.0).tolist() == [5.0, 4.0]
-    assert shape_scores(torch.tensor([9.0, 9.0]), finished, None, None).tolist() == [9.0, 9.0]
-    assert shape_scores(torch.tensor([-9.0, 1.0]), finished, 2.0, 5.0).tolist() == [-5.0, -1.0]
+    def shaped(scores, penalty, clip, how="subtract"):
+        given = {"clip": clip, "missing_eos_penalty": penalty, "missing_eos": how}
+        return shape_scores(torch.tensor(scores), LENGTHS, ENDED, **given).tolist()
+
+    assert shaped([9.0, 9.0], 1.0, 5.0) == [5.0, 4.0]
+    assert shaped([9.0, 9.0], None, None) == [9.0, 9.0]
+    assert shaped([-9.0, 1.0], 2.0, 5.0) == [-5.0, -1.0]
+    assert shaped([9.0, 9.0], 1.5, 5.0, "replace") == [5.0, -1.5]
+
+
+def test_length_costs_by_the_token_and_is_not_clipped_away():
+    scores = shape_scores(NINES, LENGTHS, ENDED, clip=5.0, length_penalty=0.1)
+    torch.testing.assert_close(scores, torch.tensor([4.7, 4.0]))
+
+
+def test_running_moments_are_those_of_everything_seen():
+    batches = [torch.randn(n, generator=torch.Generator().manual_seed(n)) * n for n in (1, 4, 9)]
+    moments = RunningMoments()
+    for batch in batches:
+        moments.update(batch)
+    everything = torch.cat(batches).double()
+    assert moments.mean == pytest.approx(float(everything.mean()))
+    assert moments.std == pytest.approx(float(everything.std()))
+    torch.testing.assert_close(
+        moments(everything), (everything - everything.mean()) / everything.std()
+    )
+
+
+def test_running_moments_over_processes_are_those_of_one():
+    """Two processes of equal batches: the reduced sums are twice their own."""
+    halves = [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([-3.0, 0.0, 9.0])]
+    whole = RunningMoments()
+    whole.update(torch.cat(halves))
+    # What the other process adds to the two sums that are reduced, in their order.
+    other = halves[1].double()
+    added = iter(
+        [
+            torch.stack([torch.tensor(3.0).double(), other.sum()]),
+            (other - whole.mean).square().sum(),
+        ]
+    )
+    one = RunningMoments()
+    one.update(halves[0], lambda total: total + next(added))
+    assert one.state_dict() == pytest.approx(whole.state_dict())
+
+
+def test_moments_survive_a_checkpoint_and_one_score_has_no_spread():
+    moments = RunningMoments()
+    moments.update(torch.tensor([3.0]))
+    assert moments(torch.tensor([3.0, 5.0])).tolist() == [0.0, 2.0]
+    again = RunningMoments()
+    again.load_state_dict(moments.state_dict())
+    assert again.state_dict() == moments.state_dict()

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, OPTConfig, PhiConfig
 
 from ppo import roles as roles_module
 from ppo.config import PPOModelSettings
-from ppo.roles import Roles, response_tokens, token_stats
+from ppo.roles import Roles, response_tokens
 from ppo.rollout import collate, score_rollout
 from tests.ppo.conftest import MEAN, PROMPTS, STD, reward_folder
 from workbench.chat import query_ids
@@ -20,7 +20,8 @@ CPU = torch.device("cpu")
 LAYOUTS = {
     "separate": [],
     "shared_trunk": ["layout=shared_trunk", "train_top_layers=1"],
-    "lora": ["lora.enabled=true", "lora.r=4"],
+    "lora": ["layout=lora", "lora.r=4"],
+    "lora at the top": ["layout=lora", "lora.r=4", "train_top_layers=1"],
 }
 
 
@@ -76,10 +77,13 @@ def test_all_layouts_start_alike(family):
     found = {}
     for layout in LAYOUTS:
         roles = open_roles(family, layout)
-        assert roles.depth == (family.layers - 1 if layout == "shared_trunk" else 0)
+        split = layout in {"shared_trunk", "lora at the top"}
+        assert roles.depth == (family.layers - 1 if split else 0)
         found[layout] = score_rollout(roles, *some_answers(family), 1.0, 4)
-    for layout in ("shared_trunk", "lora"):
-        for name in ("logprobs", "ref_logprobs", "values", "entropy", "scores"):
+    for layout in list(LAYOUTS)[1:]:
+        # A reward model that is no adapter is none of the trunk, and the value shares its head.
+        values = [] if "lora" in layout else ["values"]
+        for name in ("logprobs", "ref_logprobs", "entropy", "scores", *values):
             mine, other = getattr(found["separate"], name), getattr(found[layout], name)
             assert torch.allclose(mine, other, atol=1e-5), (layout, name)
     assert found["separate"].values.std() > 0.01  # they say something
@@ -91,7 +95,7 @@ def test_policy_and_reference_start_equal(family, layout):
     assert torch.equal(rollout.logprobs, rollout.ref_logprobs)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["separate", "shared_trunk"])
 def test_value_at_the_last_token_starts_as_the_score(family, layout):
     roles = open_roles(family, layout)
     batch = some_batch(roles, family)
@@ -139,7 +143,9 @@ def test_the_reward_models_pad_makes_no_difference(llama, other_pad):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_policy_and_value_are_trained(family, layout):
     roles = open_roles(family, layout)
-    frozen = [roles.actor, roles.reference, roles.reward, roles.reward_head]
+    frozen = [roles.reference, roles.reward, roles.reward_head]
+    if "lora" not in layout:  # there the policy's adapter is the actor's
+        frozen.append(roles.actor)
     frozen_weights = {p.data_ptr() for module in frozen for p in module.parameters()}
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
 
@@ -148,7 +154,7 @@ def test_only_policy_and_value_are_trained(family, layout):
     assert all(p.dtype == torch.float32 for p in trained.values())
     assert not any(module.training for module in roles.trained.modules())  # dropout is off
     policy = {name for name in trained if not name.startswith("value")}
-    if layout == "lora":
+    if "lora" in layout:
         assert policy
         assert all("lora_" in name for name in policy)
     own = {p.data_ptr() for n, p in trained.items() if n in policy}
@@ -157,21 +163,7 @@ def test_only_policy_and_value_are_trained(family, layout):
     assert (sum(trained[name].numel() for name in policy) == whole) == (layout == "separate")
 
 
-# --- token_stats
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_token_stats_are_log_softmax_and_entropy_of_plain_logits(family, monkeypatch, temperature):
-    monkeypatch.setattr(roles_module, "LOGIT_ROWS", 4)
-    model = load_policy(ModelSettings(name=str(family.policy)), torch.float32).eval()
-    ids = torch.randint(0, model.config.vocab_size, (1, 12))
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, :-1] / temperature
-        hidden = model.base_model(input_ids=ids).last_hidden_state[0, :-1]
-        stats = token_stats(hidden, model.get_output_embeddings(), ids[0, 1:], temperature)
-    plain = torch.distributions.Categorical(logits=logits)
-    assert torch.allclose(stats.logprobs, plain.log_prob(ids[0, 1:]), atol=1e-5)
-    assert torch.allclose(stats.entropy, plain.entropy(), atol=1e-5)
+# --- temperature
 
 
 def test_temperature_divides_in_policy_and_reference_alike(family):
@@ -182,23 +174,6 @@ def test_temperature_divides_in_policy_and_reference_alike(family):
     )
     assert torch.allclose(rollout.logprobs[rollout.response_mask.bool()], expected, atol=1e-5)
     assert torch.equal(rollout.logprobs, rollout.ref_logprobs)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 10, 11])
-def test_token_stats_in_pieces_have_the_gradient_of_the_whole(monkeypatch, rows):
-    torch.manual_seed(0)
-    hidden = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
-    head = torch.nn.Linear(6, 20, bias=False, dtype=torch.float64)
-    tokens, weight = torch.randint(0, 20, (10,)), torch.randn(10)
-
-    whole = (torch.log_softmax(head(hidden).float() / 0.7, -1)[torch.arange(10), tokens]) @ weight
-    expected = torch.autograd.grad(whole, [hidden, head.weight])
-    monkeypatch.setattr(roles_module, "LOGIT_ROWS", rows)
-    stats = token_stats(hidden, head, tokens, 0.7)
-    found = torch.autograd.grad(stats.logprobs @ weight, [hidden, head.weight])
-    for a, b in zip(found, expected, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
-    assert not stats.entropy.requires_grad
 
 
 # --- the actor follows
@@ -213,7 +188,8 @@ def test_sync_gives_the_actor_the_trained_policy(family, layout):
     trained = rollout.logprobs[rollout.response_mask.bool()]
     assert (trained - before).abs().max() > 0.01
 
-    assert torch.equal(plain_logprobs(roles.actor, family), before)  # not in step yet
+    if "lora" not in layout:  # there the actor is the policy
+        assert torch.equal(plain_logprobs(roles.actor, family), before)  # not in step yet
     roles.sync_actor()
     assert torch.allclose(plain_logprobs(roles.actor, family), trained, atol=1e-5)
     # The reference stays what it was.
@@ -262,20 +238,6 @@ def test_sync_leaves_the_trunk_alone(family):
     }
     assert len(moved) == len(top)
     assert not any(f".{i}." in name for name in moved for i in range(roles.depth))
-
-
-def test_a_merged_actor_answers_as_the_adapter_model(family):
-    roles = open_roles(family, "lora")
-    perturb(roles.trained.policy)
-    roles.sync_actor()
-    roles.sync_actor()  # merging twice must not add the adapter twice
-    ids = torch.randint(0, roles.actor.config.vocab_size, (2, 11))
-    with torch.no_grad():
-        merged, adapted = roles.actor(input_ids=ids).logits, roles.adapter(input_ids=ids).logits
-        start = load_policy(ModelSettings(name=str(family.policy)), torch.float32).eval()
-        plain = start(input_ids=ids).logits
-    assert torch.allclose(merged, adapted, atol=1e-4)  # logits reach 15
-    assert (adapted - plain).abs().max() > 0.1
 
 
 def test_bf16_computes_in_bf16_but_trains_and_scores_in_fp32(llama):
@@ -327,11 +289,25 @@ def test_different_lower_layers_cannot_be_shared(llama, other_bottom):
     open_roles(llama, "separate", reward=other_bottom)
 
 
-def test_nothing_left_to_share_is_refused(llama):
-    for count in (llama.layers, llama.layers + 4):
-        with pytest.raises(UserError, match=f"model.train_top_layers={count}: leaves no layer"):
-            open_roles(llama, "shared_trunk", f"train_top_layers={count}")
+def test_more_layers_than_there_are_are_refused(llama):
+    with pytest.raises(UserError, match="train_top_layers=7: the policy has 3 layers"):
+        open_roles(llama, "shared_trunk", "train_top_layers=7")
     assert open_roles(llama, "shared_trunk", f"train_top_layers={llama.layers - 1}").depth == 1
+
+
+def test_with_all_layers_of_their_own_roles_share_the_embedding(family):
+    roles = open_roles(family, "shared_trunk", f"train_top_layers={family.layers}")
+    assert roles.depth == 0
+    batch = some_batch(roles, family)
+    assert torch.equal(
+        batch.hidden[batch.attention_mask.bool()], roles.actor.base_model(
+            input_ids=batch.input_ids, output_hidden_states=True
+        ).hidden_states[0][batch.attention_mask.bool()],
+    )  # fmt: skip
+    whole = open_roles(family, "separate")
+    a, b = (score_rollout(each, *some_answers(family), 1.0, 4) for each in (roles, whole))
+    for name in ("logprobs", "ref_logprobs", "entropy", "scores", "values"):
+        assert torch.allclose(getattr(a, name), getattr(b, name), atol=1e-5), name
 
 
 def test_a_model_without_a_trained_head_is_not_a_reward_model(llama):

@@ -16,10 +16,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import ppo.trainer
+import ppo.engine
 from ppo import stage
 from ppo.config import PPOStage
-from ppo.rollout import score_rollout
 from tests.ppo.conftest import PROMPTS, arguments
 from workbench.chat import query_ids
 from workbench.config import load_config
@@ -32,13 +31,13 @@ from workbench.run import read_metrics
 LAYOUTS = {
     "separate": [],
     "shared_trunk": ["model.layout=shared_trunk", "model.train_top_layers=1"],
-    "lora": ["model.lora.enabled=true", "model.lora.r=4"],
+    "lora": ["model.layout=lora", "model.lora.r=4"],
 }
 SUMMARY = (
     "episodes updates kl scores_first scores_last missing_eos kl_coef layout train_prompts "
-    "left_out seconds eval/scores eval/kl eval/length eval/missing_eos"
+    "left_out seconds value eval/scores eval/kl eval/length eval/missing_eos"
 )
-FILES = "config.yaml done.json environment.json metrics.jsonl model samples summary.json"
+FILES = "config.yaml done.json environment.json metrics.jsonl model samples summary.json value"
 
 
 def sha(path: Path) -> str:
@@ -65,15 +64,16 @@ def refused(config: PPOStage) -> str:
 def test_a_run_leaves_a_model_anyone_can_open(family, config, layout):
     made = config(family, *LAYOUTS[layout])
     folder = stage.run(made)
-    assert sorted(path.name for path in folder.iterdir()) == FILES.split()
-    assert damage(folder / "model") is None
+    adapter = ["adapter"] if layout == "lora" else []
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES.split(), *adapter])
+    assert all(damage(folder / name) is None for name in ("model", "value", *adapter))
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == set(SUMMARY.split())
+    assert set(summary) == {*SUMMARY.split(), *adapter}
     assert summary["episodes"] == 24
     assert summary["updates"] == 3
     assert summary["train_prompts"] == 19  # a tenth of 21 is held out
-    assert summary["layout"] == made.model.layout
+    assert summary["layout"] == made.model.layout == layout
     rows = read_metrics(folder / "metrics.jsonl")
     updates = [row for row in rows if "objective/scores" in row]
     assert summary["scores_first"] == updates[0]["objective/scores"]
@@ -103,13 +103,13 @@ def test_a_run_leaves_a_model_anyone_can_open(family, config, layout):
 def test_the_saved_model_is_the_trained_one(llama, config, monkeypatch):
     """The file holds the weights after the last update, not those of its rollout."""
     trainers = []
-    real = ppo.trainer.PPOTrainer.train
+    real = ppo.engine.PPOEngine.train
 
     def train(self):
         trainers.append(self)
         real(self)
 
-    monkeypatch.setattr(stage.PPOTrainer, "train", train)
+    monkeypatch.setattr(stage.PPOEngine, "train", train)
     folder = stage.run(config(llama))
     saved = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
     trained = trainers[0].roles.trained
@@ -270,7 +270,7 @@ def test_a_finished_run_is_not_run_again(llama, config, monkeypatch, capsys):
     def train(self):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(stage.PPOTrainer, "train", train)
+    monkeypatch.setattr(stage.PPOEngine, "train", train)
     assert stage.run(config(llama)) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert "is up to date" in capsys.readouterr().err
@@ -352,21 +352,20 @@ def test_a_killed_run_ends_like_one_that_was_left_alone(gpt2, runs, prompts):
 # --- two processes
 
 
-def canned_rollout(roles, queries, sampling, *, micro_batch_size, clock, eos_token_id, **_):
+def canned_answers(actor, queries, sampling, *, eos_token_id, **_):
     """Answers that follow from the query alone: one process and two learn from the same."""
     answers = []
     for query in queries:
         ids = query[: 1 + len(query) % 5]
         done = len(query) % 2 == 0
         answers.append(Response([*ids, eos_token_id] if done else ids, done))
-    clock("rollout")
-    return score_rollout(roles, queries, answers, sampling.temperature, micro_batch_size, clock)
+    return answers
 
 
 def canned_main(folder: str) -> None:
     """Run `python -m ppo` with those answers and leave every process's weights in a folder."""
-    ppo.trainer.sample_rollout = canned_rollout
-    real = ppo.trainer.PPOTrainer.train
+    ppo.engine.generate = canned_answers
+    real = ppo.engine.PPOEngine.train
 
     def train(self):
         real(self)
@@ -374,7 +373,7 @@ def canned_main(folder: str) -> None:
         name = f"{self.accelerator.process_index}-of-{self.accelerator.num_processes}.pt"
         torch.save(weights, Path(folder) / name)
 
-    ppo.trainer.PPOTrainer.train = train  # type: ignore[method-assign]
+    ppo.engine.PPOEngine.train = train  # type: ignore[method-assign]
     runpy.run_module("ppo", run_name="__main__", alter_sys=True)
 
 
@@ -409,14 +408,14 @@ def test_two_processes_learn_what_one_does(llama, runs, prompts, tmp_path, monke
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     trainers = []
-    real = ppo.trainer.PPOTrainer.train
+    real = ppo.engine.PPOEngine.train
 
     def train(self):
         trainers.append(self)
         real(self)
 
-    monkeypatch.setattr(ppo.trainer, "sample_rollout", canned_rollout)
-    monkeypatch.setattr(stage.PPOTrainer, "train", train)
+    monkeypatch.setattr(ppo.engine, "generate", canned_answers)
+    monkeypatch.setattr(stage.PPOEngine, "train", train)
     one = stage.run(load_config(PPOStage, None, [*given, "run.name=one"]))
     alone = dict(trainers[0].roles.trained.named_parameters())
     assert max(float((alone[name] - first[name]).abs().max()) for name in first) < 1e-5
