@@ -4,14 +4,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FAST   ?=
+PARTS  ?=
 
-.PHONY: help setup demo ui test lint format wheel results figures screenshots clean
+.PHONY: help setup demo ui test lint format wheel results figures screenshots bench curves bench-ui clean
 
 help:
 	@echo "make demo         run SFT, reward model, PPO and the comparison on a real model (FAST=1: a small one)"
 	@echo "make ui           serve the rating app on 127.0.0.1, with the demo's model if there is one"
 	@echo "make test         lint, types and the whole test suite, without a network"
 	@echo "make results      the measured tables of docs/results.md, from scratch (hours)"
+	@echo "make bench        PPO against TRL's, generation, shares of the machine's rate, growth (half an hour)"
+	@echo "make curves       gold score against KL in each layout, three seeds (hours)"
 	@echo "make bench-ui     the rating server under load and killed, and a dashboard of a million votes"
 	@echo "make wheel        build the wheel into dist/"
 	@echo "make clean        remove the environment and caches; runs/ stays"
@@ -66,6 +69,14 @@ figures: $(STAMP)
 
 screenshots: $(STAMP)
 	$(BIN)/python -m benchmarks.ui_screenshots docs/img
+
+# PARTS: some of trl generation phases growth, and --resume. Where there is a GPU it is measured instead.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.ppo_bench --docs docs/performance.md $(if $(PARTS),--parts $(PARTS))
+
+# After `make demo`, whose SFT and reward model they start from.
+curves: $(STAMP)
+	$(BIN)/python -m benchmarks.ppo_curves
 
 bench-ui: $(STAMP)
 	$(BIN)/python -m benchmarks.ui_load

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ppo.monitor_config import MonitorSettings
+from ppo.ptx_config import PtxSettings
 from workbench.config import option
 from workbench.functions import function_digest, names_function
 from workbench.generation import SamplingSettings
@@ -126,6 +128,18 @@ class RewardSettings:
 
 
 @dataclass
+class RolloutSettings(SamplingSettings):
+    """How a rollout's answers are sampled."""
+
+    backend: Literal["native", "transformers"] = option(
+        "native",
+        "native: the own decode loop, for Llama, Qwen2, Qwen3 and GPT-2 (others take the second, "
+        "with a message); transformers: `generate`, slower and for any model; both sample the "
+        "same distribution",
+    )
+
+
+@dataclass
 class PPOSettings:
     """The algorithm's settings, under the names TRL's PPO gave them where it has them."""
 
@@ -138,7 +152,7 @@ class PPOSettings:
     )
     num_ppo_epochs: int = option(4, "passes over a batch (Ziegler 2019, TRL: 4; InstructGPT: 1)")
     micro_batch_size: int = option(
-        8, "answers per forward and backward pass; changes memory, not results"
+        8, "answers per forward and backward pass; changes memory, not results", free=True
     )
     learning_rate: float = option(3e-6, "of the policy (Huang et al. 2024: 3e-6)")
     value_learning_rate: float = option(9e-6, "of the value function (InstructGPT §C.4: 9e-6)")
@@ -158,7 +172,9 @@ class PPOSettings:
         0.05, "β, price of one nat of KL to the reference (Stiennon 2020: 0.05; InstructGPT 0.02)"
     )
     kl_estimator: Literal["k1", "k2", "k3"] = option(
-        "k1", "per-token KL estimator in the reward (Schulman 2020)"
+        "k1",
+        "per-token KL estimator in the reward (Schulman 2020); k1 leads to the optimum of "
+        "score - β·KL, k2 and k3 bias the gradient and lead elsewhere",
     )
     kl_controller: Literal["fixed", "adaptive"] = option(
         "fixed", "adaptive steers β to kl_target (Ziegler 2019 §2.2)"
@@ -171,6 +187,12 @@ class PPOSettings:
         None,
         "an update's passes end when its mean KL from the policy that sampled exceeds this; "
         "null never (Spinning Up: 0.015)",
+    )
+    max_kl: float | None = option(
+        200.0,
+        "the run stops when the KL to the reference exceeds this many nats per response; null "
+        "never",
+        free=True,
     )
     gamma: float = option(1.0, "discount (InstructGPT §C.4: none)")
     lam: float = option(
@@ -209,14 +231,17 @@ class PPOSettings:
     eval_gold: bool = option(
         False, "score evaluations with the gold judge as well (needs the embedded model)"
     )
-    save_every: int = option(10, "checkpoint every this many updates; 0 = none")
+    save_every: int = option(
+        10, "checkpoint every this many updates; 0 = only when a failure stops the run", free=True
+    )
+    save_total_limit: int = option(2, "checkpoints kept, the newest ones", free=True)
 
     def validate(self) -> tuple[str, str] | None:
         """Return the first impossible setting and why."""
         positive = (
             "total_episodes batch_size num_mini_batches num_ppo_epochs micro_batch_size "
             "learning_rate value_learning_rate max_grad_norm kl_target kl_horizon cliprange "
-            "cliprange_value eval_prompts"
+            "cliprange_value eval_prompts save_total_limit"
         )
         for key in positive.split():
             if getattr(self, key) <= 0:
@@ -242,6 +267,8 @@ class PPOSettings:
             return "adam_epsilon", "must be 0 or more"
         if self.target_kl is not None and self.target_kl <= 0:
             return "target_kl", "must be greater than 0, or null for no early stop"
+        if self.max_kl is not None and self.max_kl <= 0:
+            return "max_kl", "must be greater than 0, or null for no limit"
         if self.missing_eos == "replace" and self.missing_eos_penalty is None:
             return "missing_eos", "replace needs a missing_eos_penalty"
         if self.score_clip is not None and self.score_clip <= 0:
@@ -265,8 +292,10 @@ class PPOStage:
     reward_model: str = option("", "reward model folder or hub id, with the policy's tokenizer")
     data: DataSettings = option(DataSettings, "prompts")
     rewards: RewardSettings = option(RewardSettings, "more sources of reward")
-    rollout: SamplingSettings = option(SamplingSettings, "how answers are sampled")
+    rollout: RolloutSettings = option(RolloutSettings, "how answers are sampled")
     ppo: PPOSettings = option(PPOSettings, "the algorithm")
+    monitors: MonitorSettings = option(MonitorSettings, "signs of reward hacking, and samples")
+    ptx: PtxSettings = option(PtxSettings, "a language-modelling loss beside PPO's")
 
     def validate(self) -> tuple[str, str] | None:
         """Return the first impossible setting and why."""
@@ -285,6 +314,16 @@ class PPOStage:
             return "rewards.combine", "needs two reward models or more"
         if self.rewards.combine == "mean" and weights and sum(weights[:models]) <= 0:
             return "rewards.weights", "the weights of the reward models must have a sum above 0"
+        if self.monitors.stop and not (self.monitors.rewards or self.ppo.eval_gold):
+            return (
+                "monitors.stop",
+                "needs a held-out reward; name one under monitors.rewards, or set "
+                "ppo.eval_gold=true",
+            )
+        learned = {self.reward_model, *self.rewards.models, *self.rewards.functions}
+        for name in self.monitors.rewards:
+            if name in learned:
+                return "monitors.rewards", f"{name} is learned from, so it is not held out"
         if self.rollout.temperature == 0:
             return "rollout.temperature", "greedy rollouts cannot be learned from; use 1"
         if self.model.load_in_4bit:
@@ -299,6 +338,10 @@ class PPOStage:
             "reward_model": self.reward_model,
             "data": self.data.train,
             "test": self.data.test,
+            "ptx": self.ptx.data,
+            "ptx.test": self.ptx.test,
         }
-        functions = {name: function_digest(name) for name in self.rewards.functions}
+        named = [*self.rewards.functions, *filter(names_function, self.monitors.rewards)]
+        models |= {name: name for name in self.monitors.rewards if not names_function(name)}
+        functions = {name: function_digest(name) for name in named}
         return fingerprints({**sources, **models}) | functions

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +10,25 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ppo import checkpoint
+from ppo import checkpoint, failures
+from ppo.backends import make_backend
 from ppo.config import PPOStage
 from ppo.evaluation import evaluate
 from ppo.experience import Experience, make_experience
 from ppo.kl import AdaptiveKL, FixedKL
-from ppo.reward_sources import Query, RewardSources, Samples
+from ppo.monitors import Monitors
+from ppo.ptx import Ptx
+from ppo.reward_sources import Query, RewardSources, Samples, Source
 from ppo.rewards import RunningMoments
 from ppo.roles import Roles
 from ppo.rollout import Rollout, score_rollout
+from ppo.samples import sample_rows, save_update
+from ppo.state import passing_state, take_up, whole_state
 from ppo.update import Optimisation
 from workbench.chat import Prompt, query_ids
 from workbench.errors import UserError
-from workbench.generation import generate
-from workbench.run import StageRun
+from workbench.run import StageRun, read_metrics
+from workbench.samples import print_samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +41,8 @@ class PPOEngine:
 
     Every random choice of update u (prompts, sampling, minibatches) is drawn from a generator
     seeded by (seed, u, process), so a resumed run repeats exactly what an uninterrupted one would
-    have done.
+    have done. The libraries' global generators, from which functions of the user's may draw, are
+    kept in checkpoints.
 
     `train` runs everything. Who brings a loop of their own calls, once an update,
     `engine.update(engine.score(engine.rollout()))`.
@@ -54,6 +60,8 @@ class PPOEngine:
         held_out: Sequence[Query] = (),
         rewards: RewardSources | None = None,
         judge: "GoldJudge | None" = None,
+        held_out_rewards: Mapping[str, Source] | None = None,
+        ptx: Ptx | None = None,
         stop_token_id: int | None = None,
     ) -> None:
         """Set up optimiser and schedule.
@@ -68,6 +76,8 @@ class PPOEngine:
             held_out: prompts for evaluation.
             rewards: sources of reward; None takes the reward model among the roles.
             judge: scores held-out answers beside the reward; None for none.
+            held_out_rewards: by name, as the judge.
+            ptx: texts to learn beside PPO; None for none.
             stop_token_id: ends an answer; None takes the tokenizer's EOS.
 
         Raises:
@@ -77,6 +87,7 @@ class PPOEngine:
         self.train_queries, self.held_out = list(train), list(held_out)
         self.run, self.accelerator, self.judge = run, accelerator, judge
         self.stop_token_id = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
+        self.backend = make_backend(config.rollout, roles, self.stop_token_id)
         self.rewards = rewards or RewardSources(config.rewards, config.reward_model, [])
         args, world = self.args, accelerator.num_processes
         if args.batch_size % (world * args.num_mini_batches):
@@ -93,19 +104,22 @@ class PPOEngine:
             else FixedKL(args.kl_coef)
         )
         self.moments = RunningMoments()
-        self.optimisation = Optimisation(args, roles, accelerator, self.total_updates)
+        self.monitors, self.held_out_rewards = Monitors(config.monitors), held_out_rewards
+        self.ptx = ptx
+        self.optimisation = Optimisation(args, roles, accelerator, self.total_updates, ptx)
         self.global_step = 0
         self.seconds: dict[str, float] = {}
+        self.before = passing_state(self)  # what a checkpoint holds if the next update fails
 
     def train(self) -> None:
         """Run all updates, from the newest whole checkpoint if there is one."""
-        state = checkpoint.load_newest(self.run.checkpoints)
-        if state is not None:
-            self.load_state(state)
-        self.run.rewind(self.global_step if state is not None else -1)
+        resumed = self.resume()
+        self.run.rewind(self.global_step if resumed else -1)
         self.roles.sync_actor()
-        if self.global_step == 0:
+        if self.global_step == 0 or self._owes_evaluation():
             self.evaluate()
+        if self._stopped():
+            return  # by an evaluation before it was resumed, or the one it owed
         bar = tqdm(
             range(self.global_step, self.total_updates),
             desc="ppo",
@@ -123,14 +137,20 @@ class PPOEngine:
             last = self.global_step == self.total_updates
             if last or _due(self.global_step, self.args.eval_every):
                 self.evaluate()
-            if _due(self.global_step, self.args.save_every) and not last:
+            stopped = self._stopped()
+            if stopped or (_due(self.global_step, self.args.save_every) and not last):
                 self.save_state()
+            if stopped:
+                break
 
     def step(self) -> dict[str, float]:
         """Do one update (rollout, score, update), log and return its metrics."""
-        metrics = self.update(self.score(self.rollout()))
+        samples = self.rollout()
+        experience = self.score(samples)
+        metrics = self.update(experience)
         self.run.log(self.global_step, metrics)
         self.accelerator.log(metrics, step=self.global_step)
+        self._keep_samples(samples, experience)
         return metrics
 
     def rollout(self, prompts: Sequence[Prompt | Query] | None = None) -> Samples:
@@ -141,19 +161,15 @@ class PPOEngine:
                 the training data.
         """
         queries = self.next_queries() if prompts is None else [self._query(p) for p in prompts]
-        with self._timed("rollout"), self.roles.sampling():
-            responses = generate(
-                self.roles.actor,
-                [query.ids for query in queries],
-                self.config.rollout,
-                eos_token_id=self.stop_token_id,
-                seed=self._seed(1),
-            )
+        self.before = passing_state(self)
+        with self._phase("rollout"):
+            ids = [query.ids for query in queries]
+            responses = self.backend.sample(ids, self.config.rollout, self._seed(1))
         return Samples(queries, responses)
 
     def score(self, samples: Samples) -> Experience:
         """Score responses under every role and source of reward, and estimate advantages."""
-        with self._timed("score"):
+        with self._phase("score"):
             rollout = score_rollout(
                 self.roles,
                 [query.ids for query in samples.queries],
@@ -163,12 +179,18 @@ class PPOEngine:
             )
             own = None if self.roles.reward is None else rollout.scores
             scores, parts = self.rewards(samples, self.tokenizer, own)
+            parts = {name: part.to(self.roles.device) for name, part in parts.items()}
             rollout = rollout._replace(scores=scores.to(self.roles.device), parts=parts)
             return self.experience(rollout)
 
     def experience(self, rollout: Rollout) -> Experience:
-        """Turn a scored rollout into rewards, advantages and returns."""
-        return make_experience(
+        """Turn a scored rollout into rewards, advantages and returns.
+
+        Raises:
+            DivergenceError: when a number is NaN or infinite, or the KL beyond `ppo.max_kl`.
+        """
+        failures.check_rollout(rollout, self._sum)
+        experience = make_experience(
             rollout,
             self.args,
             kl_coef=self.kl.coef,
@@ -177,26 +199,23 @@ class PPOEngine:
             reduce=self._sum,
             value_only=self.global_step < self.args.value_warmup_updates,
         )
+        failures.check_experience(experience, self.args.max_kl, self._sum)
+        return experience
 
     def update(self, experience: Experience) -> dict[str, float]:
         """Learn from experience, bring the actor in step, and return the update's metrics.
 
         Raises:
-            UserError: when the loss becomes NaN or infinite; the weights stay as they were.
+            UserError: when the loss becomes NaN or infinite, or memory ends; says which checkpoint
+                is kept.
         """
-        with self._timed("update"):
-            try:
-                learned = self.optimisation(
-                    experience, self.config.rollout.temperature, self._seed(3)
-                )
-            except FloatingPointError as error:
-                raise UserError(
-                    f"{self.run.path}: {error} at update {self.global_step + 1}; "
-                    "lower ppo.learning_rate "
-                    "or ppo.value_learning_rate; the last checkpoint is kept"
-                ) from None
-        self.kl.update(experience.metrics["objective/kl"], self.args.batch_size)
-        self.roles.sync_actor()
+        with self._phase("update"):
+            if self.ptx is not None:
+                steps = self.args.num_ppo_epochs * self.args.num_mini_batches
+                self.ptx.start(self.global_step, steps)
+            learned = self.optimisation(experience, self.config.rollout.temperature, self._seed(3))
+            self.kl.update(experience.metrics["objective/kl"], self.args.batch_size)
+            self.roles.sync_actor()
         self.global_step += 1
         metrics = experience.metrics | learned
         metrics |= {
@@ -224,51 +243,83 @@ class PPOEngine:
         """Answer the held-out prompts, log `eval/…`, save the sample table; main process only."""
         if not self.held_out or not self.accelerator.is_main_process:
             return {}
-        result = evaluate(
-            self.roles,
-            self.tokenizer,
-            self.held_out,
-            self.config.rollout,
-            self.rewards,
-            seed=self.config.run.seed,
-            micro_batch_size=self.args.micro_batch_size,
-            judge=self.judge,
-        )
-        row = result.metrics | {"episode": self.global_step * self.args.batch_size}
+        self.before = passing_state(self)
+        with failures.stopping(self, "evaluation"):
+            result = evaluate(
+                self.roles,
+                self.backend,
+                self.tokenizer,
+                self.held_out,
+                self.config.rollout,
+                self.rewards,
+                seed=self.config.run.seed,
+                micro_batch_size=self.args.micro_batch_size,
+                judge=self.judge,
+                held_out=self.held_out_rewards,
+            )
+        metrics = dict(result.metrics)
+        if self.ptx is not None and self.ptx.held_out:
+            metrics["eval/ptx_loss"] = self.ptx.held_out_loss()
+        metrics |= self.monitors.observe(self.global_step, result)
+        row = metrics | {"episode": self.global_step * self.args.batch_size}
         self.run.log(self.global_step, row)
         self.run.save_samples(self.global_step, result.samples)
-        return result.metrics
+        if shown := self.config.monitors.print_samples:
+            print_samples(result.samples[:shown], f"ppo: update {self.global_step}")
+        return metrics
 
-    def save_state(self) -> None:
-        """Write a checkpoint of everything a resumed run needs."""
+    def save_state(self, passing: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint of everything a resumed run needs; all processes call it.
+
+        Args:
+            passing: what `passing_state` was before a failing update changed it; None takes it now.
+        """
+        state = whole_state(self, passing or passing_state(self))
         if self.accelerator.is_main_process:
-            names = [name for name, p in self.roles.trained.named_parameters() if p.requires_grad]
-            weights = dict(self.roles.trained.named_parameters())
-            state = {
-                "update": self.global_step,
-                "kl_coef": self.kl.coef,
-                "moments": self.moments.state_dict(),
-                "weights": {name: weights[name].detach().cpu() for name in names},
-                **self.optimisation.state_dict(),
-            }
-            checkpoint.save(self.run.checkpoints, self.global_step, state)
+            keep = self.args.save_total_limit
+            checkpoint.save(self.run.checkpoints, self.global_step, state, keep)
         self.accelerator.wait_for_everyone()
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a checkpoint's state."""
-        self.global_step, self.kl.coef = state["update"], state["kl_coef"]
-        self.moments.load_state_dict(state["moments"])
-        weights = dict(self.roles.trained.named_parameters())
-        with torch.no_grad():
-            for name, value in state["weights"].items():
-                weights[name].copy_(value)
-        self.optimisation.load_state_dict(state)
+    def resume(self) -> bool:
+        """Take up the newest whole checkpoint, if there is one; returns whether there was.
+
+        Raises:
+            UserError: when it is of other settings, prompts or processes than this run.
+        """
+        state = checkpoint.load_newest(self.run.checkpoints)
+        if state is not None:
+            take_up(self, state)
+        return state is not None
+
+    def _owes_evaluation(self) -> bool:
+        """Return whether it was stopped in the evaluation after its last update."""
+        step = self.global_step
+        last = step == self.total_updates
+        if not self.held_out or not (last or _due(step, self.args.eval_every)):
+            return False
+        path = self.run.path / "metrics.jsonl"
+        rows = read_metrics(path) if path.is_file() else []
+        return not any(row["step"] == step and "eval/scores" in row for row in rows)
+
+    def _keep_samples(self, samples: Samples, experience: Experience) -> None:
+        settings = self.config.monitors
+        if self.accelerator.is_main_process and _due(self.global_step, settings.samples_every):
+            rows = sample_rows(samples, experience, self.tokenizer, settings.samples_rows)
+            save_update(self.run.path / "samples", self.global_step, rows)
+
+    def _stopped(self) -> bool:
+        # Only the main process evaluates; all of them end together.
+        if not self.config.monitors.stop:
+            return False
+        stopped = torch.tensor(float(self.monitors.stopped is not None), device=self.roles.device)
+        return bool(self._sum(stopped) > 0)
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def _phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - started
+        with failures.stopping(self, name):
+            yield
+        self.seconds[name] = time.perf_counter() - started
 
     def _query(self, prompt: Prompt | Query) -> Query:
         if isinstance(prompt, Query):

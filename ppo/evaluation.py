@@ -1,14 +1,16 @@
-"""Held-out evaluation of a policy during PPO: proxy score, KL and, if asked for, the gold judge."""
+"""Held-out evaluation of a policy during PPO: proxy score, KL, and rewards never learned from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ppo.backends import Backend
 from ppo.kl import kl_per_token
-from ppo.reward_sources import Query, RewardSources, Samples
+from ppo.reward_sources import Query, RewardSources, Samples, Source
 from ppo.roles import Roles
-from ppo.rollout import sample_rollout
+from ppo.rollout import score_rollout
 from workbench.chat import decode
 from workbench.generation import SamplingSettings
+from workbench.statistics import distinct_n
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     roles: Roles,
+    backend: Backend,
     tokenizer: "PreTrainedTokenizerBase",
     queries: Sequence[Query],
     sampling: SamplingSettings,
@@ -33,16 +36,12 @@ def evaluate(
     seed: int,
     micro_batch_size: int,
     judge: "GoldJudge | None",
+    held_out: Mapping[str, Source] | None = None,
 ) -> Evaluation:
     """Sample an answer per held-out prompt, with the same random numbers every time; score it."""
-    rollout = sample_rollout(
-        roles,
-        [query.ids for query in queries],
-        sampling,
-        eos_token_id=tokenizer.eos_token_id,
-        seed=seed,
-        micro_batch_size=micro_batch_size,
-    )
+    ids = [query.ids for query in queries]
+    responses = backend.sample(ids, sampling, seed)
+    rollout = score_rollout(roles, ids, responses, sampling.temperature, micro_batch_size)
     prompts = [query.prompt for query in queries]
     samples = Samples(list(queries), rollout.responses)
     own = None if roles.reward is None else rollout.scores
@@ -66,11 +65,17 @@ def evaluate(
         "eval/kl": float(kl.mean()),
         "eval/length": float(rollout.response_mask.sum(-1).mean()),
         "eval/missing_eos": float((~rollout.finished).float().mean()),
+        "eval/distinct_2": distinct_n([response.ids for response in rollout.responses], 2),
     }
     if len(parts) > 1:
         metrics |= {f"eval/rewards/{name}": float(part.mean()) for name, part in parts.items()}
         for i, row in enumerate(rows):
             row["scores"] = {name: float(part[i]) for name, part in parts.items()}
+    for name, source in (held_out or {}).items():
+        found = source(samples, texts)
+        metrics[f"eval/held_out/{name}"] = sum(found) / len(found)
+        for row, score in zip(rows, found, strict=True):
+            row.setdefault("held_out", {})[name] = score
     if judge is not None:
         verdicts = judge.score(prompts, texts, rollout.responses)
         metrics["eval/gold"] = sum(verdict.gold for verdict in verdicts) / len(verdicts)

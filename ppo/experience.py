@@ -10,6 +10,7 @@ from ppo.kl import kl_per_token
 from ppo.losses import explained_variance, masked_mean
 from ppo.rewards import RunningMoments, shape_scores, token_rewards
 from ppo.rollout import Rollout
+from workbench.statistics import distinct_n
 
 
 class Experience(NamedTuple):
@@ -83,6 +84,9 @@ def make_experience(
         "objective/rlhf_reward": (scores - penalty).mean(),
         "response/length": mask.sum(-1).mean(),
         "response/missing_eos": (~rollout.finished).float().mean(),
+        "response/distinct_2": mask.new_tensor(
+            distinct_n([response.ids for response in rollout.responses], 2)
+        ),
         "val/explained_variance": explained_variance(rollout.values, returns, mask, reduce),
         "val/num_eos_tokens": rollout.finished.float().sum() * world,
     }

@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from ppo.config import PPOModelSettings
+from ppo.logprobs import check_logits
 from ppo.lora import POLICY, Adapters, Role
+from ppo.norms import quick_norms
 from ppo.roles import ActorCritic, Roles
+from workbench.attention import prefer_causal
 from workbench.errors import UserError
 from workbench.models import RESCALED, LoraSettings, compute_dtype
 from workbench.scorer import read_normalizer, write_normalizer
@@ -65,6 +68,10 @@ class GivenRoles(Roles):
         self.mean, self.std = (0.0, 1.0) if reward is None else read_normalizer(reward)
         self.reward: Any = None
         self.reward_head: Any = None
+        for model in (policy, reference, reward, value):
+            if model is not None:
+                prefer_causal(model)
+                quick_norms(model)
         # Before the roles share anything: a copy is of what was handed in.
         critic = self._value(value, reward, policy)
         if reward is not None:
@@ -89,6 +96,7 @@ class GivenRoles(Roles):
             if reference is None:
                 self.reference = Role(self.adapters, None, policy.base_model)
                 self.reference_head = policy.get_output_embeddings()
+        check_logits(self.actor, "model")
         self.policy_model, self.value_model, self.reward_model = policy, critic, reward
         self.ref_model = reference
         lm_head = policy.get_output_embeddings()
@@ -174,8 +182,9 @@ def _check_policy(policy: Any) -> None:
         value = policy.config.get_text_config(decoder=True).to_dict().get(key, neutral)
         if value not in (None, neutral):
             raise UserError(
-                f"model: rescales its logits after the head ({key}={value}), which is not done "
-                "here, so that its probabilities would be wrong; use a model without it"
+                f"model: rescales its logits after the head, as {policy.config.model_type} models "
+                f"do ({key}={value}), which is not done here, so that its probabilities would be "
+                "wrong; use a model without it"
             )
 
 

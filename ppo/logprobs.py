@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-LOGIT_ROWS = 256  # rows of logits alive at a time: 256 × 49,152 × 4 bytes = 50 MB
+from workbench.errors import UserError
+
+LOGIT_ROWS = 128  # rows of logits alive at a time: 128 × 49,152 × 4 bytes = 25 MB
 
 
 class TokenStats(NamedTuple):
@@ -14,6 +16,30 @@ class TokenStats(NamedTuple):
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
+
+
+@torch.no_grad()
+def check_logits(model: Any, name: str) -> None:
+    """Refuse a model whose logits are more than what its head gives.
+
+    Families that scale or cap them afterwards would be trained on log-probabilities that are not
+    theirs. Four tokens show it, whichever the setting is called.
+
+    Args:
+        model: causal language model, in evaluation mode.
+        name: under which the user knows it.
+
+    Raises:
+        UserError: names the family.
+    """
+    head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]
+    plain = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
+    found = model(input_ids=ids, use_cache=False).logits.float()
+    if float((found - plain).abs().max()) > 1e-3 * float(plain.abs().max()) + 1e-6:
+        raise UserError(
+            f"{name}: {model.config.model_type} models change their logits after the head, and PPO "
+            "reads the head itself, so that its probabilities would be wrong; use another family"
+        )
 
 
 def token_stats(
@@ -66,10 +92,14 @@ class _TokenStats(torch.autograd.Function):
         for start in range(0, len(tokens), LOGIT_ROWS):
             part = slice(start, start + LOGIT_ROWS)
             chosen = tokens[part]
-            everything = _log_softmax(hidden[part].to(dtype), head, offset, temperature)
-            logprobs[part] = everything.gather(-1, chosen[:, None]).squeeze(-1)
-            chances = everything.exp()
-            entropy[part] = -torch.linalg.vecdot(chances, everything)
+            logits = _logits(hidden[part].to(dtype), head, offset, temperature)
+            chances = torch.softmax(logits, dim=-1)
+            # log Σ exp from the likeliest token, whose probability is never too small for a float:
+            # the vocabulary is passed over less often than for a log-softmax and its exponential.
+            top = logits.argmax(-1, keepdim=True)
+            total = logits.gather(-1, top) - chances.gather(-1, top).log()
+            logprobs[part] = (logits.gather(-1, chosen[:, None]) - total).squeeze(-1)
+            entropy[part] = total.squeeze(-1) - torch.linalg.vecdot(chances, logits)
             if slope is not None:
                 mean = chances.to(dtype) @ head
                 slope[part] = ((head[chosen].float() - mean.float()) / temperature).to(slope.dtype)
@@ -97,9 +127,9 @@ class _TokenStats(torch.autograd.Function):
             for start in range(0, len(tokens), LOGIT_ROWS):
                 part = slice(start, start + LOGIT_ROWS)
                 rows = hidden[part].to(ctx.dtype)
-                logits = _log_softmax(rows, head, offset, ctx.temperature)
+                logits = _logits(rows, head, offset, ctx.temperature)
                 share = (grad[part] / ctx.temperature)[:, None]
-                logits = logits.exp_().mul_(-share)
+                logits = torch.softmax(logits, dim=-1).mul_(-share)
                 logits.scatter_add_(-1, tokens[part][:, None], share)
                 if to_bias is not None:
                     to_bias += logits.sum(0)
@@ -109,10 +139,8 @@ class _TokenStats(torch.autograd.Function):
         return to_hidden, to_weight, to_bias, *nothing
 
 
-def _log_softmax(
+def _logits(
     rows: torch.Tensor, head: torch.Tensor, offset: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
     logits = functional.linear(rows, head, offset).float()
-    if temperature != 1:
-        logits = logits / temperature
-    return torch.log_softmax(logits, dim=-1)
+    return logits if temperature == 1 else logits / temperature

@@ -89,7 +89,9 @@ def value_loss(
         cliprange: ε.
     """
     keep = mask.bool()
-    near = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    # Inside the clip that is `values` to the bit: added up from a difference it would be another
+    # number, and `clipped` would count rounding.
+    near = values.clamp(old_values - cliprange, old_values + cliprange)
     plain = (values - returns).masked_fill(~keep, 0.0).square()
     limited = (near - returns).masked_fill(~keep, 0.0).square()
     return ValueLoss(loss=torch.maximum(plain, limited).sum() / 2, clipped=(limited > plain).sum())

@@ -10,7 +10,7 @@ import torch
 from ppo.config import PPOStage, RewardSettings
 from workbench.chat import Prompt, decode
 from workbench.errors import UserError
-from workbench.functions import load_function
+from workbench.functions import load_function, names_function
 from workbench.generation import Response
 from workbench.models import ModelSettings
 from workbench.scorer import RewardModel
@@ -137,6 +137,19 @@ class ForeignRewardModel:
     def __init__(self, model: RewardModel, name: str) -> None:
         self.model, self.name = model, name
 
+    @classmethod
+    def load(cls, name: str, config: PPOStage, device: torch.device) -> "ForeignRewardModel":
+        """Load a folder or hub id, in the precision of the policy."""
+        options = ModelSettings(
+            name=name,
+            precision=config.model.precision,
+            trust_remote_code=config.model.trust_remote_code,
+            allow_pickle=config.model.allow_pickle,
+        )
+        model = RewardModel.load(options, config.ppo.micro_batch_size)
+        model.model.to(device)
+        return cls(model, name)
+
     def __call__(self, samples: Samples, texts: Sequence[str]) -> list[float]:
         """Return its normalised scores."""
         finished = [response.finished for response in samples.responses]
@@ -169,7 +182,7 @@ class RewardSources:
             sources: the models of `settings.models`, then its functions.
         """
         self.settings, self.own, self.sources = settings, own, list(sources)
-        self.names = _distinct([*([own] if own else []), *(source.name for source in sources)])
+        self.names = short_names([*([own] if own else []), *(source.name for source in sources)])
         self.models = len(self.names) - len(settings.functions)
 
     @classmethod
@@ -186,15 +199,7 @@ class RewardSources:
             foreign.insert(0, config.reward_model)
         sources: list[Source] = []
         for name in foreign:
-            options = ModelSettings(
-                name=name,
-                precision=config.model.precision,
-                trust_remote_code=config.model.trust_remote_code,
-                allow_pickle=config.model.allow_pickle,
-            )
-            model = RewardModel.load(options, config.ppo.micro_batch_size)
-            model.model.to(device)
-            sources.append(ForeignRewardModel(model, name))
+            sources.append(ForeignRewardModel.load(name, config, device))
         sources += [
             RewardFunction(load_function(name, "rewards.functions"), name)
             for name in settings.functions
@@ -249,6 +254,19 @@ class RewardSources:
         return total + models.mean(0) - settings.variance_coef * spread
 
 
+def load_held_out(config: PPOStage, device: torch.device) -> dict[str, Source]:
+    """Load what `config.monitors.rewards` names, by short names."""
+    names = config.monitors.rewards
+    short = short_names(["gold", *names])[1:]  # the judge's name is taken
+    sources: list[Source] = [
+        RewardFunction(load_function(name, "monitors.rewards"), name)
+        if names_function(name)
+        else ForeignRewardModel.load(name, config, device)
+        for name in names
+    ]
+    return dict(zip(short, sources, strict=True))
+
+
 def _shared(queries: Sequence[Query]) -> list[str]:
     # Rows of a JSON lines file need not all have the same columns.
     names = dict.fromkeys(name for query in queries for name in query.columns)
@@ -262,7 +280,7 @@ def _row(samples: Samples, row: int) -> str:
     return f"row {row} of the batch (prompt {short!r})"
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def short_names(names: Sequence[str]) -> list[str]:
     """Return short names, the last part of each path, made distinct by numbers where they clash."""
     found: list[str] = []
     for name in names:

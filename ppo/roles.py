@@ -1,6 +1,7 @@
 """The roles of PPO: trained policy and value, frozen reference and reward, actor, and trunk."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 from ppo.config import PPOModelSettings
-from ppo.logprobs import TokenStats, token_stats
+from ppo.logprobs import TokenStats, check_logits, token_stats
 from ppo.lora import POLICY, REWARD, VALUE, Adapters, RewardAdapter, Role, read_reward_adapter
+from ppo.norms import quick_norms
 from ppo.trunk import check_family, lower_half, same_lower_half, upper_half
+from workbench.attention import prefer_causal
 from workbench.errors import UserError
 from workbench.logs import console
 from workbench.models import (
@@ -57,12 +60,19 @@ class ActorCritic(nn.Module):
         # Tied to the frozen embedding in small models; then kept out of the trained parameters.
         self.lm_head = lm_head
 
-    def forward(self, batch: Batch, temperature: float) -> tuple[TokenStats, torch.Tensor]:
-        """Return the policy's statistics of the N response tokens, and their values, [N]."""
-        stats = token_stats(
-            before_tokens(self.policy, batch), self.lm_head, response_tokens(batch), temperature
-        )
-        values = apply_head(self.value_head, before_tokens(self.value, batch))
+    def forward(
+        self, batch: Batch, temperature: float, parts: Sequence[str] = ("policy", "value")
+    ) -> tuple[TokenStats | None, torch.Tensor | None]:
+        """Return the policy's statistics of the N response tokens, and their values, [N].
+
+        What `parts` does not name is None.
+        """
+        stats, values = None, None
+        if "policy" in parts:
+            before = before_tokens(self.policy, batch)
+            stats = token_stats(before, self.lm_head, response_tokens(batch), temperature)
+        if "value" in parts:
+            values = apply_head(self.value_head, before_tokens(self.value, batch))
         return stats, values
 
 
@@ -95,6 +105,9 @@ class Roles:
         self.settings, self.dtype, self.device = settings, compute_dtype(settings.precision), device
         self.actor: PreTrainedModel = load_policy(settings, self.dtype).eval().to(device)
         self.actor.requires_grad_(False)
+        prefer_causal(self.actor)
+        quick_norms(self.actor)
+        check_logits(self.actor, settings.name)
         found = self._reward_adapter(reward_model)
         reward = None
         if reward_model is not None and found is None:
@@ -138,6 +151,8 @@ class Roles:
 
     def _reward(self, name: str) -> "PreTrainedModel":
         reward = load_scorer(_like(self.settings, name), self.dtype).eval().to(self.device)
+        prefer_causal(reward)
+        quick_norms(reward)
         if not is_reward_model(name) and CLASSIFIER not in str(reward.config.architectures):
             raise UserError(
                 f"{name}: is not a reward model, it has no trained head; "

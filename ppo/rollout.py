@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ppo.roles import Batch, Roles
-from workbench.generation import Response, SamplingSettings, generate
+from workbench.generation import Response
 from workbench.scorer import pad_right
 
 
@@ -40,30 +40,6 @@ class Rollout(NamedTuple):
     parts: dict[str, torch.Tensor] = {}  # noqa: RUF012 - never changed
 
 
-def sample_rollout(
-    roles: Roles,
-    queries: Sequence[list[int]],
-    sampling: SamplingSettings,
-    *,
-    eos_token_id: int,
-    seed: int,
-    micro_batch_size: int,
-) -> Rollout:
-    """Sample a response to each query and score it under every role.
-
-    Args:
-        roles: the models; the actor must be in step with the policy.
-        queries: token ids of each query.
-        sampling: how responses are drawn.
-        eos_token_id: ends a response.
-        seed: of the sampling.
-        micro_batch_size: sequences per forward pass.
-    """
-    with roles.sampling():
-        responses = generate(roles.actor, queries, sampling, eos_token_id=eos_token_id, seed=seed)
-    return score_rollout(roles, list(queries), responses, sampling.temperature, micro_batch_size)
-
-
 @torch.no_grad()
 def score_rollout(
     roles: Roles,
@@ -72,7 +48,15 @@ def score_rollout(
     temperature: float,
     micro_batch_size: int,
 ) -> Rollout:
-    """Score given responses under every role; arguments as in `sample_rollout`."""
+    """Score responses under every role.
+
+    Args:
+        roles: the models.
+        queries: token ids of each query.
+        responses: one each.
+        temperature: that they were sampled at.
+        micro_batch_size: sequences per forward pass.
+    """
     device = roles.device
     count, width = len(queries), max(len(response.ids) for response in responses)
     shape = (count, width)

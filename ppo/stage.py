@@ -9,7 +9,8 @@ from accelerate.utils import set_seed
 
 from ppo.config import PPOStage
 from ppo.engine import PPOEngine
-from ppo.reward_sources import Query, RewardSources
+from ppo.ptx import load_ptx
+from ppo.reward_sources import Query, RewardSources, load_held_out
 from ppo.roles import Roles
 from ppo.saving import has_adapter, save_adapter, save_policy, save_value
 from workbench import embedded
@@ -75,6 +76,8 @@ def run(config: PPOStage) -> Path:
         held_out=held_out,
         rewards=rewards,
         judge=judge,
+        held_out_rewards=load_held_out(config, accelerator.device),
+        ptx=load_ptx(config, tokenizer, roles, accelerator),
     )
     engine.train()
     accelerator.wait_for_everyone()  # the main process has written the last metrics
@@ -170,6 +173,7 @@ def _summary(stage: StageRun, engine: PPOEngine) -> dict[str, Any]:
         "missing_eos": _mean(tail, "response/missing_eos"),
         "kl_coef": engine.kl.coef,
         "layout": engine.config.model.layout,
+        **engine.monitors.summary(),
     }
     return summary | (
         {key: evaluations[-1][key] for key in evaluations[-1] if key.startswith("eval/")}

@@ -16,7 +16,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import DEFAULT_CALLBACKS, DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler, ExportableState, PrinterCallback
 
-from ppo import checkpoint
 from ppo.engine import PPOEngine
 from ppo.experience import Experience
 from ppo.given import GivenRoles
@@ -29,7 +28,7 @@ from ppo.trl_rewards import GivenRewards
 from workbench.chat import decode
 from workbench.errors import UserError
 from workbench.files import digest
-from workbench.generation import Response, SamplingSettings, generate
+from workbench.generation import Response, SamplingSettings
 from workbench.logs import console
 from workbench.run import StageRun
 
@@ -143,7 +142,8 @@ class PPOTrainer:
         self.model = PolicyAndValue(model, self.value_model)
         rows = [[query.ids, query.columns] for query in train]
         inputs = {"arguments": digest(args.beside()), "train_dataset": digest(rows)}
-        self.run = StageRun("ppo", config, inputs)
+        # What is there is left alone until `train()` says whether to go on from it.
+        self.run = StageRun("ppo", config, inputs, replace=False)
         self.engine = PPOEngine(
             config,
             self.roles,
@@ -244,9 +244,7 @@ class PPOTrainer:
         ids = [query.ids for query in queries]
         size = engine.config.rollout.batch_size
         cool = SamplingSettings(self.args.response_length, COOL, size)
-        with self.roles.sampling():
-            stop, seed = engine.stop_token_id, self.args.seed
-            found = generate(self.roles.actor, ids, cool, eos_token_id=stop, seed=seed)
+        found = engine.backend.sample(ids, cool, self.args.seed)
         samples = Samples(queries, [self._ended(response) for response in found])
         scored = score_rollout(
             self.roles, ids, samples.responses, 1.0, engine.args.micro_batch_size
@@ -321,9 +319,7 @@ class PPOTrainer:
         if not resume:
             if self.accelerator.is_main_process:
                 shutil.rmtree(self.run.checkpoints, ignore_errors=True)
-        elif (state := checkpoint.load_newest(self.run.checkpoints)) is not None:
-            engine.load_state(state)
-        else:
+        elif not engine.resume():
             console.print(
                 f"ppo: no checkpoint in {self.run.checkpoints}; starting anew", markup=False
             )

@@ -179,6 +179,7 @@ def stage_config(
         "lr_scheduler": "constant" if _plain(args.lr_scheduler_type) == "constant" else "linear",
         "eval_every": 0,
         "save_every": 0,
+        "max_kl": None,  # TRL knows no such limit
     }
     tree: dict[str, Any] = {
         "run": {"root": str(folder.parent), "name": folder.name, "seed": args.seed},

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from workbench.decoder import FAMILIES
 from workbench.errors import UserError
 from workbench.models import decoder_layers, final_norm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FAMILIES = ("llama", "qwen2", "qwen3", "gpt2")
 
 
 class NoPositions(nn.Module):

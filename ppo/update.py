@@ -9,6 +9,7 @@ import torch
 from ppo.config import PPOSettings
 from ppo.experience import Experience
 from ppo.losses import policy_loss, value_loss
+from ppo.ptx import Ptx
 from ppo.roles import Roles
 from ppo.rollout import micro_batches, select, unflatten
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 NAMES = (
-    "loss/policy_avg", "loss/value_avg", "policy/clipfrac_avg", "val/clipfrac_avg",
-    "policy/approxkl_avg", "val/ratio", "policy/entropy_avg", "loss/total_avg",
+    "loss/policy_avg", "policy/clipfrac_avg", "policy/approxkl_avg", "val/ratio",
+    "policy/entropy_avg", "loss/value_avg", "val/clipfrac_avg", "loss/total_avg",
 )  # fmt: skip
+POLICY, VALUE = slice(0, 5), slice(5, 7)  # which of them are whose
 KL = "policy/approxkl_avg"
 
 
@@ -28,13 +30,20 @@ class Optimisation:
     Attributes:
         model: the trained module, wrapped by Accelerate.
         parameters: those of the policy, and those of the value function.
+        steps: optimiser steps begun in this update.
     """
 
     def __init__(
-        self, args: PPOSettings, roles: Roles, accelerator: "Accelerator", total_updates: int
+        self,
+        args: PPOSettings,
+        roles: Roles,
+        accelerator: "Accelerator",
+        total_updates: int,
+        ptx: Ptx | None = None,
     ) -> None:
         self.args, self.roles, self.accelerator = args, roles, accelerator
-        self.total_updates = total_updates
+        self.total_updates, self.steps = total_updates, 0
+        self.ptx = ptx if ptx is not None and ptx.learns else None
         module = roles.trained
         groups = [[p for p in module.policy.parameters() if p.requires_grad]]
         groups[0] += [
@@ -77,6 +86,7 @@ class Optimisation:
             FloatingPointError: when the loss or a gradient is NaN or infinite; no step was taken.
         """
         args, totals, first_ratio, stopped = self.args, _Totals(), math.nan, False
+        self.steps = 0
         generator = torch.Generator().manual_seed(seed)
         for _ in range(args.num_ppo_epochs):
             for rows in self._minibatches(len(experience.rollout.queries), generator):
@@ -116,11 +126,13 @@ class Optimisation:
         frozen = experience.value_only
         # In one autocast, which casts each weight once and not anew for every micro-batch.
         with self.roles.autocast():
+            beside = {}
+            if self.ptx is not None and not frozen:
+                with self._sync(last=False):
+                    beside["loss/ptx"] = self.ptx.backward(self.accelerator)
             for number, part in enumerate(parts):
                 with self._sync(last=number == len(parts) - 1):
-                    loss, stats = self._losses(experience, [rows[k] for k in part], temperature)
-                    self.accelerator.backward(loss * scale)
-                sums += torch.stack([*stats, loss.detach()]).double()
+                    sums += self._learn(experience, [rows[k] for k in part], temperature, scale)
         norms = [
             torch.nn.utils.clip_grad_norm_(group, args.max_grad_norm) for group in self.parameters
         ]
@@ -132,44 +144,57 @@ class Optimisation:
             # Gradients of 0 would still decay the weights, and count as steps in Adam's averages.
             for parameter in self.parameters[0]:
                 parameter.grad = None
+        self.steps += 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         metrics = dict(zip(NAMES, means.tolist(), strict=True))
-        return metrics | {"policy/grad_norm": float(norms[0]), "val/grad_norm": float(norms[1])}
+        metrics |= {"policy/grad_norm": float(norms[0]), "val/grad_norm": float(norms[1])}
+        return metrics | beside
 
-    def _losses(
-        self, experience: Experience, index: list[int], temperature: float
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _learn(
+        self, experience: Experience, index: list[int], temperature: float, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """Add a micro-batch's gradients; returns the sums over its tokens, as in `NAMES`."""
         args, rollout = self.args, experience.rollout
         queries = [rollout.queries[i] for i in index]
         batch = select(rollout, index, self.roles.device)
         mask, width = rollout.response_mask[index], rollout.response_mask.shape[1]
-        stats, values = self.model(batch, temperature)
-        policy = policy_loss(
-            unflatten(stats.logprobs, batch, queries, width),
-            rollout.logprobs[index],
-            experience.advantages[index],
-            mask,
-            args.cliprange,
-        )
-        value = value_loss(
-            unflatten(values, batch, queries, width),
-            rollout.values[index],
-            experience.returns[index],
-            mask,
-            args.cliprange_value,
-        )
-        loss = (0.0 if experience.value_only else 1.0) * policy.loss + args.vf_coef * value.loss
-        sums = [
-            policy.loss.detach(),
-            value.loss.detach(),
-            policy.clipped,
-            value.clipped,
-            policy.approx_kl.detach(),
-            policy.ratio.detach(),
-            stats.entropy.sum(),
-        ]
-        return loss, sums
+        # One after the other, so that the activations of one alone are kept; a wrapper that sends
+        # gradients around must see all of the module's parameters in one pass.
+        alone = self.model is self.roles.trained
+        sums = torch.zeros(len(NAMES), device=self.roles.device, dtype=torch.float64)
+        for part in (("policy",), ("value",)) if alone else (("policy", "value"),):
+            loss: Any = 0.0
+            learns = not (experience.value_only and part == ("policy",))
+            with torch.set_grad_enabled(learns):
+                stats, values = self.model(batch, temperature, part)
+            if stats is not None:
+                policy = policy_loss(
+                    unflatten(stats.logprobs, batch, queries, width),
+                    rollout.logprobs[index],
+                    experience.advantages[index],
+                    mask,
+                    args.cliprange,
+                )
+                loss = loss + (0.0 if experience.value_only else 1.0) * policy.loss
+                sums[POLICY] += torch.stack(
+                    [policy.loss, policy.clipped, policy.approx_kl, policy.ratio,
+                     stats.entropy.sum()]
+                ).detach().double()  # fmt: skip
+            if values is not None:
+                value = value_loss(
+                    unflatten(values, batch, queries, width),
+                    rollout.values[index],
+                    experience.returns[index],
+                    mask,
+                    args.cliprange_value,
+                )
+                loss = loss + args.vf_coef * value.loss
+                sums[VALUE] += torch.stack([value.loss, value.clipped]).detach().double()
+            sums[-1] += loss.detach().double()
+            if learns:
+                self.accelerator.backward(loss * scale)
+        return sums
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the weights."""

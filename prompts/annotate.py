@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from prompts.answers import normalise
-from prompts.cached_model import CachedModel
 from prompts.conversations import render_all
 from prompts.items import Item
 from prompts.replies import answer_all
+from prompts.served_model import Model
 from prompts.template import Template
 from workbench.errors import UserError
 from workbench.files import write_text
@@ -44,7 +44,7 @@ class Annotation:
 
 
 def label(
-    model: CachedModel,
+    model: Model,
     template: Template,
     items: Sequence[Item],
     data: Path,
@@ -125,7 +125,7 @@ def _check_labels(labels: Sequence[str]) -> None:
 
 
 def paraphrase(
-    model: CachedModel,
+    model: Model,
     template: Template,
     items: Sequence[Item],
     data: Path,

@@ -1,11 +1,8 @@
 """Assertions: what must hold of an output, each with a threshold and a weight."""
 
-import importlib
-import importlib.util
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from prompts.items import Item
 from prompts.json_schema import JsonSchema
 from prompts.metrics import json_valid, rouge_l
 from workbench.errors import UserError
+from workbench.functions import load_function
 
 Kind = Literal[
     "equals", "contains", "icontains", "regex", "starts-with", "is-json", "json-schema", "rouge",
@@ -183,39 +181,6 @@ def item_assertions(item: Item, path: Path) -> list[Assertion]:
     return validated(source, ItemAssertions).assertions
 
 
-def load_function(value: str, base: Path) -> Callable[[str, dict[str, Any]], Any]:
-    """Return the function a `python` assertion names.
-
-    Args:
-        value: `module:function`, or `file.py:function` with the file relative to `base`.
-        base: folder of the suite; also where modules are looked for first.
-    """
-    source, _, name = value.rpartition(":")
-    try:
-        if source.endswith(".py"):
-            path = (base / source).resolve()
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            if spec is None or spec.loader is None:
-                raise ImportError(f"{path} is no Python file")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            sys.path.insert(0, str(base))
-            try:
-                module = importlib.import_module(source)
-            finally:
-                sys.path.remove(str(base))
-    except Exception as error:  # noqa: BLE001 - a user's module may fail in any way
-        raise UserError(
-            f"assertion python: {value}: cannot be imported ({type(error).__name__}: {error})"
-        ) from None
-    function = vars(module).get(name)
-    if not callable(function):
-        raise UserError(f"assertion python: {value}: no function {name} there")
-    found: Callable[[str, dict[str, Any]], Any] = function
-    return found
-
-
 def _scores(
     assertion: Assertion, outputs: Sequence[Output], base: Path, judge: Judge
 ) -> Sequence[float | None]:
@@ -231,7 +196,7 @@ def _scores(
             wanted = embed([value])[0]
             return [float(score) for score in embed([output.text for output in outputs]) @ wanted]
         case "python":
-            function = load_function(value, base)
+            function = load_function(value, "assertion python", base)
             return [_called(value, function, output) for output in outputs]
     return [_score(assertion.kind, value, output) for output in outputs]
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import workbench
 from prompts.cache import Cache
+from prompts.questions import Question, Written
+from prompts.rendering import token_ids
 from workbench import embedded
 from workbench.errors import UserError
 from workbench.files import digest, sha256
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # The code that an answer depends on: when it changes, known answers are no longer trusted.
-CODE = ("generation.py", "decoding_cache.py", "attention.py", "likelihood.py", "states.py")
+CODE = ("generation", "decoder", "decoding_cache", "attention", "likelihood", "states")
 LIBRARIES = ("torch", "transformers")
 # Tokenizers that are their tokenizer.json and nothing else: readable without importing torch.
 PLAIN_TOKENIZERS = {"PreTrainedTokenizerFast", "TokenizersBackend"}
@@ -150,6 +152,37 @@ class CachedModel:
     def unload(self) -> None:
         """Forget the weights, so that the next model finds room."""
         self.__dict__.pop("policy", None)
+
+    def write(
+        self,
+        questions: Sequence[Question],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        stop: Sequence[str] = (),
+        desc: str | None = None,
+    ) -> list[Written]:
+        """Return one answer per question as text; as `answers`, from conversations."""
+        encoded: dict[int, tuple[int, ...]] = {}  # repeats share their messages
+        for question in questions:
+            if id(question.messages) not in encoded:
+                ids = tuple(token_ids(self.tokenizer, question.messages))
+                encoded[id(question.messages)] = ids
+        queries = [Query(encoded[id(q.messages)], q.seed, q.repeat, q.name) for q in questions]
+        answers = self.answers(
+            queries, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, desc=desc
+        )
+        return [
+            Written(
+                self.text(answer.ids, stop),
+                answer.finished,
+                len(query.ids),
+                len(answer.ids),
+                answer.seconds,
+                answer.share,
+            )
+            for query, answer in zip(queries, answers, strict=True)
+        ]
 
     def answers(
         self,
@@ -309,7 +342,7 @@ def content_hash(source: str) -> str:
 def code_version() -> str:
     """Return a hash of the code and of the library versions that answers depend on."""
     folder = Path(workbench.__file__).parent
-    sources = [sha256(folder / name) for name in CODE]
+    sources = [sha256(folder / f"{name}.py") for name in CODE]
     return digest(sources, [version(name) for name in LIBRARIES])
 
 

@@ -16,15 +16,15 @@ from prompts.options import (
     NoCache,
     cache_file,
     library_of,
-    named_models,
 )
 from workbench.errors import UserError
 from workbench.logs import console
 from workbench.models import Precision
+from workbench.sources import named_sources
 
 if TYPE_CHECKING:
     from prompts.annotate import Annotation
-    from prompts.cached_model import CachedModel
+    from prompts.served_model import Model as AnyModel
 
 DataFile = Annotated[
     Path, typer.Argument(metavar="DATA", help="rows: .jsonl, .json, .csv or .parquet")
@@ -151,18 +151,18 @@ def add_to(app: typer.Typer) -> None:
 @contextmanager
 def _annotator(
     model: str, path: Path | None, batch_size: int, precision: Precision
-) -> "Iterator[CachedModel]":
+) -> "Iterator[AnyModel]":
     """Yield the model, whose answers are stored as they come."""
     from prompts.cache import Cache
-    from prompts.cached_model import CachedModel
+    from prompts.served_model import open_model
 
-    named = named_models([model])
+    named = named_sources([model], "--model")
     if len(named) != 1:
         raise UserError(f"--model {model}: name one model")
     known = Cache(path)
     try:
         name, source = next(iter(named.items()))
-        yield CachedModel(name, source, known, precision=precision, batch_size=batch_size)
+        yield open_model(name, source, known, precision=precision, batch_size=batch_size)
     finally:
         known.close()
 

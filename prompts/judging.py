@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from prompts.assertions import Assertion, Checked, Output, check
 from prompts.cache import Cache
-from prompts.cached_model import CachedModel
 from prompts.conversations import render_all
 from prompts.items import Item
 from prompts.replies import Reply, answer_all
+from prompts.served_model import Model, open_model
 from prompts.suite import Suite
 from workbench.models import Precision
 
@@ -21,14 +21,14 @@ class Judges:
     def __init__(
         self,
         suite: Suite,
-        models: Mapping[str, CachedModel],
+        models: Mapping[str, Model],
         known: Cache,
         precision: Precision,
         batch_size: int,
     ) -> None:
         self.suite, self.models = suite, models
         self.known, self.precision, self.batch_size = known, precision, batch_size
-        self.others: dict[str, CachedModel] = {}
+        self.others: dict[str, Model] = {}
 
     def checked(
         self,
@@ -78,11 +78,11 @@ class Judges:
         replies = answer_all(self._model(str(assertion.model)), prompts, 1, 0)
         return [grade(reply.answer.flexible) for (reply,) in replies]
 
-    def _model(self, name: str) -> CachedModel:
+    def _model(self, name: str) -> Model:
         if name in self.models:
             return self.models[name]
         if name not in self.others:
-            self.others[name] = CachedModel(
+            self.others[name] = open_model(
                 name, name, self.known, precision=self.precision, batch_size=self.batch_size
             )
         return self.others[name]

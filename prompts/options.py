@@ -101,27 +101,3 @@ def named_fields(texts: list[str]) -> dict[str, str]:
             raise UserError(f"--field '{text}': '{name.strip()}' is given twice; keep one")
         named[name.strip()] = expression.strip()
     return named
-
-
-def named_models(texts: list[str]) -> dict[str, str]:
-    """Return the sources of models by name.
-
-    Args:
-        texts: `name=source`, several joined by commas; a source alone is called after its folder.
-
-    Raises:
-        UserError: for an empty part or a name given twice.
-    """
-    named: dict[str, str] = {}
-    for text in (part.strip() for each in texts for part in each.split(",")):
-        name, equals, source = text.partition("=")
-        if not equals:
-            source, path = text, Path(text)
-            # runs/demo/ppo/model is best called ppo.
-            name = path.parent.name if path.name == "model" and path.parent.name else path.name
-        if not name or not source:
-            raise UserError(f"model '{text}': write name=source, several joined by commas")
-        if name in named:
-            raise UserError(f"two models are called '{name}'; write name=source")
-        named[name] = source
-    return named

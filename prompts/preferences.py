@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from prompts.annotate import Annotation
-from prompts.cached_model import CachedModel
 from prompts.conversations import render_all
 from prompts.items import Item
 from prompts.replies import answer_all
+from prompts.served_model import Model
 from prompts.template import Template
 from workbench.data.conversations import RowError, Text
 from workbench.data.formats import check_row
@@ -90,7 +90,7 @@ def _sign(value: float) -> int:
 
 
 def prefer(
-    model: CachedModel,
+    model: Model,
     template: Template,
     items: Sequence[Item],
     data: Path,
@@ -207,7 +207,7 @@ def _sides(item: Item, row: Mapping[str, Any], better: int, worse: int) -> dict[
 
 
 def _log_odds(
-    model: CachedModel,
+    model: Model,
     template: Template,
     pairs: Sequence[tuple[Item, dict[str, Any], int, int]],
 ) -> list[float]:

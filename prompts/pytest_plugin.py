@@ -112,11 +112,12 @@ class SuiteFile(pytest.File):
 
     def collect(self) -> Iterator["CellItem"]:
         """Yield one test per template and model."""
-        from prompts.options import named_models
+        from workbench.sources import named_sources
 
         try:
             self._suite = suite = self._load()
-            models = named_models(self.config.getoption("prompt_models") or [_default_model()])
+            asked = self.config.getoption("prompt_models") or [_default_model()]
+            models = named_sources(asked, "--prompt-models")
         except UserError as error:
             raise self.CollectError(str(error)) from None
         for entry in suite.entries:

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prompts.answers import Extracted, Extraction, majority
-from prompts.cached_model import Answer, CachedModel, Query
+from prompts.cached_model import CachedModel, Query
 from prompts.choices import choices_of, likeliest
 from prompts.conversations import Prompts
-from prompts.rendering import continuation, token_ids
+from prompts.questions import Question
+from prompts.rendering import Message, continuation, token_ids
+from prompts.served_model import Model
 from prompts.template import Template
 from workbench.chat import response_ids
+from workbench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Reply:
     choices: list[dict[str, Any]] | None = None
 
 
-def answer_all(model: CachedModel, prompts: Prompts, repeats: int, seed: int) -> list[list[Reply]]:
+def answer_all(model: Model, prompts: Prompts, repeats: int, seed: int) -> list[list[Reply]]:
     """Return the replies of a model to every item, N lists of `repeats`.
 
     Where nothing is drawn (temperature 0, likelihood) repeats would be equal, and there is one.
@@ -53,37 +56,56 @@ def answer_all(model: CachedModel, prompts: Prompts, repeats: int, seed: int) ->
         prompts: N conversations of one template.
         repeats: replies per item.
         seed: the random numbers of a reply depend on it, the item's id and the repeat only.
+
+    Raises:
+        UserError: when a served model is to rank choices.
     """
     template = prompts.template
-    encoded = [tuple(token_ids(model.tokenizer, messages)) for messages in prompts.messages]
     if template.scoring == "likelihood":
-        return [[reply] for reply in _ranked(model, prompts, encoded)]
+        return [[reply] for reply in _ranked(ranking_model(model, template), prompts)]
     if template.generation.temperature == 0:
         repeats = 1
     if template.strategy == "zero_shot_cot":
-        return _reasoned(model, prompts, encoded, repeats, seed)
+        return _reasoned(model, prompts, repeats, seed)
     if template.strategy == "self_consistency":
-        return _voted(model, prompts, encoded, repeats, seed)
-    return _written(model, prompts, encoded, repeats, seed)
+        return _voted(model, prompts, repeats, seed)
+    return _written(model, prompts, prompts.messages, repeats, seed)
+
+
+def ranking_model(model: Model, template: Template) -> CachedModel:
+    """Return a model that can rank the choices of a template: the given one, if it can.
+
+    Raises:
+        UserError: for a served model.
+    """
+    if isinstance(model, CachedModel):
+        return model
+    raise UserError(
+        f"{template.name}: ranks its choices by likelihood, which a served model does not tell "
+        f"({model.name}, {model.source}); give the model's folder, or leave the template out"
+    )
 
 
 def _written(
-    model: CachedModel,
+    model: Model,
     prompts: Prompts,
-    encoded: Sequence[tuple[int, ...]],
+    conversations: Sequence[list[Message]],
     repeats: int,
     seed: int,
     purpose: str = "answer",
 ) -> list[list[Reply]]:
-    """Generate `repeats` replies to each prompt."""
+    """Generate `repeats` replies to each conversation."""
     template = prompts.template
-    queries = [
-        Query(ids, _seed(seed, item.id, repeat, purpose), repeat, f"{prompts.name}: item {item.id}")
-        for item, ids in zip(prompts.items, encoded, strict=True)
+    questions = [
+        Question(
+            messages, _seed(seed, item.id, repeat, purpose), repeat,
+            f"{prompts.name}: item {item.id}",
+        )
+        for item, messages in zip(prompts.items, conversations, strict=True)
         for repeat in range(repeats)
-    ]
-    answers = model.answers(
-        queries,
+    ]  # fmt: skip
+    written = model.write(
+        questions,
         max_new_tokens=template.generation.max_new_tokens,
         temperature=template.generation.temperature,
         stop=template.stop,
@@ -91,42 +113,29 @@ def _written(
     )
     extraction = Extraction(template.answer)
     replies = [
-        _reply(model, template, extraction, query, answer)
-        for query, answer in zip(queries, answers, strict=True)
+        Reply(
+            each.text,
+            extraction(each.text),
+            each.finished,
+            each.prompt_tokens,
+            each.tokens,
+            each.seconds,
+            each.share,
+        )
+        for each in written
     ]
     return [replies[start : start + repeats] for start in range(0, len(replies), repeats)]
 
 
-def _reply(
-    model: CachedModel, template: Template, extraction: Extraction, query: Query, answer: Answer
-) -> Reply:
-    text = model.text(answer.ids, template.stop)
-    return Reply(
-        text,
-        extraction(text),
-        answer.finished,
-        len(query.ids),
-        len(answer.ids),
-        answer.seconds,
-        answer.share,
-    )
-
-
-def _reasoned(
-    model: CachedModel,
-    prompts: Prompts,
-    encoded: Sequence[tuple[int, ...]],
-    repeats: int,
-    seed: int,
-) -> list[list[Reply]]:
+def _reasoned(model: Model, prompts: Prompts, repeats: int, seed: int) -> list[list[Reply]]:
     """Generate a rationale, give it back with the answer trigger, and generate the answer."""
     trigger = prompts.template.answer_trigger
-    rationales = _written(model, prompts, encoded, repeats, seed, "rationale")
+    rationales = _written(model, prompts, prompts.messages, repeats, seed, "rationale")
     replies: list[list[Reply]] = [[] for _ in prompts.items]
     for repeat in range(repeats):
         firsts = [row[repeat] for row in rationales]
         seconds = [
-            tuple(token_ids(model.tokenizer, continuation(messages, first.text, trigger)))
+            continuation(messages, first.text, trigger)
             for messages, first in zip(prompts.messages, firsts, strict=True)
         ]
         # The repeat is part of the seed; one reply is asked for, to this rationale.
@@ -145,16 +154,10 @@ def _reasoned(
     return replies
 
 
-def _voted(
-    model: CachedModel,
-    prompts: Prompts,
-    encoded: Sequence[tuple[int, ...]],
-    repeats: int,
-    seed: int,
-) -> list[list[Reply]]:
+def _voted(model: Model, prompts: Prompts, repeats: int, seed: int) -> list[list[Reply]]:
     """Generate samples and let their answers vote; the first sample of the majority is shown."""
     samples = prompts.template.samples
-    rows = _written(model, prompts, encoded, repeats * samples, seed)
+    rows = _written(model, prompts, prompts.messages, repeats * samples, seed)
     return [
         [_vote(row[start : start + samples]) for start in range(0, len(row), samples)]
         for row in rows
@@ -175,10 +178,9 @@ def _vote(samples: Sequence[Reply]) -> Reply:
     )
 
 
-def _ranked(
-    model: CachedModel, prompts: Prompts, encoded: Sequence[tuple[int, ...]]
-) -> list[Reply]:
+def _ranked(model: CachedModel, prompts: Prompts) -> list[Reply]:
     """Rank each item's choices by log-probability per byte; ties go to the first."""
+    encoded = [tuple(token_ids(model.tokenizer, messages)) for messages in prompts.messages]
     choices = [choices_of(prompts.template, item) for item in prompts.items]
     queries = [
         Query(ids, name=f"{prompts.name}: item {item.id}")

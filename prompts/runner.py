@@ -11,14 +11,14 @@ from typing import Any
 
 from prompts.assertions import Checked, item_assertions, share_passed
 from prompts.cache import Cache
-from prompts.cached_model import CachedModel
 from prompts.choices import likeliest, right_choices
 from prompts.conversations import render_all
 from prompts.items import Item, load_items
 from prompts.judging import Judges
 from prompts.metrics import item_scores
-from prompts.replies import Reply, answer_all
+from prompts.replies import Reply, answer_all, ranking_model
 from prompts.results import RECORD, RESULTS
+from prompts.served_model import Model, open_model
 from prompts.suite import LIKELIHOOD_METRICS, PLAIN_NAME, Entry, Suite, targets_of
 from prompts.versions import content_hash
 from workbench.errors import UserError
@@ -113,9 +113,13 @@ def run_suite(
     known = Cache(cache)
     try:
         loaded = {
-            name: CachedModel(name, source, known, precision=precision, batch_size=batch_size)
+            name: open_model(name, source, known, precision=precision, batch_size=batch_size)
             for name, source in models.items()
         }
+        for model in loaded.values():  # before the first of them works for an hour
+            for entry in suite.entries:
+                if entry.template.scoring == "likelihood":
+                    ranking_model(model, entry.template)
         judges = Judges(suite, loaded, known, precision, batch_size)
         cells: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for column, model in enumerate(loaded.values()):
@@ -258,7 +262,7 @@ def _scored(
     return rows
 
 
-def _described(model: CachedModel) -> dict[str, str]:
+def _described(model: Model) -> dict[str, str]:
     return {
         "source": model.source,
         "content_hash": model.content_hash,

@@ -18,11 +18,11 @@ from prompts.options import (
     cache_file,
     library_of,
     named_fields,
-    named_models,
     suite_file,
 )
 from workbench.errors import UserError
 from workbench.logs import console
+from workbench.sources import named_sources
 
 
 def search(
@@ -93,7 +93,7 @@ def search(
 
     if name is not None and not (write or write_anyway):
         raise UserError("--as: names what is written; add --write")
-    named = named_models([model])
+    named = named_sources([model], "--model")
     if len(named) != 1:
         raise UserError(f"--model {model}: name one model")
     opened = library_of(library)

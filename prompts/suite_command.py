@@ -24,10 +24,10 @@ from prompts.options import (
     cache_file,
     library_of,
     named_fields,
-    named_models,
 )
 from workbench.errors import UserError
 from workbench.logs import console
+from workbench.sources import named_sources
 
 if TYPE_CHECKING:
     from prompts.report import Report
@@ -88,7 +88,7 @@ def run(
     loaded = _only(load_suite(find_suite(suite), library_of(library)), only or [])
     done = run_suite(
         loaded,
-        named_models(models or [f"base={embedded.NAME}"]),
+        named_sources(models or [f"base={embedded.NAME}"], "--models"),
         out or run_folder(loaded.name),
         cache=cache_file(cache, no_cache),
         limit=limit,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.chat import query_ids, render, response_ids
+from workbench.chat import example_ids
 from workbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def tokenize(
     kept: list[dict[str, list[int]]] = []
     too_long = 0
     for number, row in enumerate(rows, start=1):
-        ids, mask = _encode(row, tokenizer)
+        ids, mask = example_ids(tokenizer, row)
         if len(ids) > settings.max_length:
             if not drop_long_rows:
                 raise UserError(
@@ -67,21 +67,3 @@ def tokenize(
             "raise it"
         )
     return Tokenized(Dataset.from_list(kept), too_long)
-
-
-def _encode(
-    row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[int]]:
-    if "completion" in row:
-        query = query_ids(tokenizer, row["prompt"])
-        response = response_ids(tokenizer, row["completion"])
-        return query + response, [0] * len(query) + [1] * len(response)
-    ids: list[int]
-    if "messages" in row and tokenizer.chat_template:
-        ids = tokenizer(render(tokenizer, row["messages"]), add_special_tokens=False)["input_ids"]
-    elif "messages" in row:
-        *turns, answer = row["messages"]
-        ids = query_ids(tokenizer, turns) + response_ids(tokenizer, [answer])
-    else:
-        ids = [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]
-    return ids, [1] * len(ids)

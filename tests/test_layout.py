@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("workbench", "sft", "reward", "ppo", "prompts", "ui", "configs")
 # The modules that may look a module up by name: the launcher finds stages and the other rooms'
 # commands, the loader the votes of `ratings:` sources, the doctor tries whether libraries can be
-# imported, assertions find the functions that users name.
+# imported, `functions` finds the functions that users name.
 BY_NAME = {
     "workbench/launch.py",
     "workbench/data/loading.py",
     "workbench/doctor.py",
-    "prompts/assertions.py",
+    "workbench/functions.py",
 }
 MOST_LINES = 450
 CONFIGS = {"sft": SFTStage, "reward": RewardStage, "ppo": PPOStage}

@@ -27,10 +27,10 @@ from ui.schema import (
 )
 from ui.settings import CampaignSettings
 from ui.store import Store, log_event
-from workbench.chat import Prompt, decode, query_ids
+from workbench.answering import answer_prompts
+from workbench.chat import Prompt
 from workbench.errors import UserError
-from workbench.generation import SamplingSettings, generate
-from workbench.models import ModelSettings, load_policy, load_tokenizer
+from workbench.generation import SamplingSettings
 
 LIVE: tuple[Mode, ...] = ("chat", "arena")  # raters write the prompts, models answer at once
 _NAME = re.compile(r"\w[\w .-]{0,127}")
@@ -318,34 +318,18 @@ def _answers(
     seed: int,
 ) -> list[list[dict[str, Any]]]:
     """Return `samples` answers of one model to each prompt, as rows have them."""
-    settings = ModelSettings(name=where)
-    model, tokenizer = load_policy(settings), load_tokenizer(where)
-    queries = [query_ids(tokenizer, prompt) for prompt in prompts]
-    sizes = model.config.to_dict()
-    positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
-    longest = max(map(len, queries), default=0)
-    if positions is not None and longest + sampling.max_new_tokens > positions:
-        number = [len(query) for query in queries].index(longest) + 1
-        raise UserError(
-            f"answers: prompt {number}: {longest} tokens and an answer of "
-            f"{sampling.max_new_tokens} go beyond the {positions} positions of {name} ({where}); "
-            "shorten it, or allow shorter answers"
-        )
-    responses = generate(
-        model,
-        [query for query in queries for _ in range(samples)],
-        sampling,
-        eos_token_id=tokenizer.eos_token_id,
-        seed=seed,
-        desc=f"answers: {name}",
+    found = answer_prompts(
+        where, prompts, sampling, samples=samples, seed=seed, desc=f"answers: {name}"
     )
-    rows = [
-        {
-            "model": name,
-            "text": decode(tokenizer, response.ids),
-            "tokens": len(response.ids),
-            "finished": response.finished,
-        }
-        for response in responses
+    return [
+        [
+            {
+                "model": name,
+                "text": answer.text,
+                "tokens": answer.tokens,
+                "finished": answer.finished,
+            }
+            for answer in several
+        ]
+        for several in found
     ]
-    return [rows[start : start + samples] for start in range(0, len(rows), samples)]

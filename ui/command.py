@@ -13,6 +13,7 @@ from ui import user_command
 from ui.options import DEFAULT_DB, Database
 from workbench.errors import UserError
 from workbench.logs import console
+from workbench.sources import named_sources
 
 if TYPE_CHECKING:
     from ui.live import LiveModels
@@ -114,18 +115,14 @@ def _build(store: "Store", db: str, live: "LiveModels") -> Any:
 
 def _parse_models(text: str | None) -> dict[str, str]:
     from workbench.models import locate
+    from workbench.served import ServedModel, is_served
 
-    named: dict[str, str] = {}
-    for part in (text or "").split(","):
-        if text is None:
-            break
-        name, equals, where = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and where):
-            raise UserError(f"--models: {part!r} is not name=model; write e.g. {EXAMPLE}")
-        if name in named:
-            raise UserError(f"--models: {name!r} stands there twice; give each a name of its own")
-        locate(where)
-        named[name] = where
+    named = {} if text is None else named_sources([text], "--models")
+    for where in named.values():
+        if is_served(where):
+            ServedModel(where)
+        else:
+            locate(where)
     return named
 
 

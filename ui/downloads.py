@@ -8,27 +8,19 @@ from urllib.parse import quote, urlencode
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict
 from starlette.background import BackgroundTask
 
 from ui.export_files import Format, write_rows
-from ui.exporting import Filters, Method, card, pairs
+from ui.exporting import Filters, card, pairs
 from ui.guard import signed_in
 from ui.store import Store, log_event
 from workbench.errors import UserError
 
 
-class _Asked(BaseModel):
-    """The query of an export: its form, and `Filters`, which checks the values."""
+class _Asked(Filters):
+    """The query of an export: its form, and the filters."""
 
-    model_config = ConfigDict(extra="forbid")
     form: Format = "jsonl"
-    consolidate: Method = "majority"
-    min_raters: int = 1
-    min_agreement: float = 0.0
-    min_gold_accuracy: float | None = None
-    drop_failed: bool = False
-    test_fraction: float = 0.0
 
     def filters(self) -> Filters:
         """Return them as the export takes them."""

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -42,8 +43,7 @@ LEFT_OUT = {
 }
 
 
-@dataclass(frozen=True)
-class Filters:
+class Filters(BaseModel):
     """Which votes count, and which comparisons are told.
 
     Attributes:
@@ -54,6 +54,8 @@ class Filters:
         drop_failed: leave out raters whose checks say that they guess or hurry.
         test_fraction: share of the prompts to hold out; all pairs of a prompt are on one side.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     consolidate: Method = "majority"
     min_raters: int = 1

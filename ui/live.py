@@ -3,8 +3,9 @@
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,12 @@ from ui.errors import Refused
 from workbench.chat import Messages, decode, query_ids
 from workbench.generation import SamplingSettings, StopText, generate
 from workbench.models import ModelSettings, load_policy, load_tokenizer
+from workbench.served import Said, ServedModel, is_served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+News = SimpleQueue[tuple[int, str | Reply | BaseException]]  # of each side
 _PAUSE = 0.05  # seconds between two looks at what has been written
 
 
@@ -38,18 +41,17 @@ class LiveModels:
         """
         self.sampling = sampling or SamplingSettings(max_new_tokens=256, temperature=0.7)
         self._loading = threading.Lock()
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, _Model | ServedModel] = {}
 
-    def load(self, where: str) -> _Model:
-        """Return the model of a hub id or folder.
+    def load(self, where: str) -> _Model | ServedModel:
+        """Return the model of a hub id or folder, or a served one.
 
         Raises:
-            UserError: when it cannot be loaded.
+            UserError: when it cannot be loaded, or its server does not have it.
         """
         with self._loading:
             if where not in self._models:
-                model, tokenizer = load_policy(ModelSettings(name=where)), load_tokenizer(where)
-                self._models[where] = _Model(model.eval(), tokenizer, threading.Lock())
+                self._models[where] = ServedModel(where) if is_served(where) else _loaded(where)
             return self._models[where]
 
     def answer(
@@ -61,7 +63,7 @@ class LiveModels:
         its speed.
 
         Args:
-            wheres: hub id or folder of the model of each side.
+            wheres: hub id, folder or server of the model of each side.
             conversations: what each is asked.
 
         Yields:
@@ -69,19 +71,21 @@ class LiveModels:
 
         Raises:
             Refused: `invalid`, when a conversation has grown too long for its model.
-            UserError: when a model cannot be loaded.
+            UserError: when a model cannot be loaded, or its server fails.
         """
-        news: SimpleQueue[tuple[int, str | Reply | BaseException]] = SimpleQueue()
+        news: News = SimpleQueue()
         nobody_listens = threading.Event()
-        queries = [
-            self._query(self.load(where), messages)
-            for where, messages in zip(wheres, conversations, strict=True)
-        ]
-        for side, (where, query) in enumerate(zip(wheres, queries, strict=True)):
-            tap = _Tap(self.load(where).tokenizer, side, news, nobody_listens)
-            threading.Thread(
-                target=self._write, args=(self.load(where), query, tap), daemon=True
-            ).start()
+        writers: list[Callable[[], Reply | None]] = []
+        for side, (where, messages) in enumerate(zip(wheres, conversations, strict=True)):
+            loaded = self.load(where)
+            if isinstance(loaded, ServedModel):
+                outlet = _Outlet(side, news, nobody_listens)
+                writers.append(partial(self._ask, loaded, messages, outlet))
+            else:
+                tap = _Tap(loaded.tokenizer, side, news, nobody_listens)
+                writers.append(partial(self._write, loaded, self._query(loaded, messages), tap))
+        for side, write in enumerate(writers):
+            threading.Thread(target=_report, args=(side, write, news), daemon=True).start()
         texts: list[list[str]] = [[""] for _ in wheres]
         replies: dict[int, Reply] = {}
         try:
@@ -111,22 +115,54 @@ class LiveModels:
             raise Refused("invalid", "this is too long for the models; vote, or write less")
         return query
 
-    def _write(self, loaded: _Model, query: list[int], tap: "_Tap") -> None:
-        try:
-            with loaded.turn:
-                response = generate(
-                    loaded.model,
-                    [query],
-                    self.sampling,
-                    eos_token_id=loaded.tokenizer.eos_token_id,
-                    seed=secrets.randbelow(2**31),
-                    stop=tap,
-                )[0]
-        except BaseException as error:  # noqa: BLE001 - raised again where somebody sees it
-            tap.news.put((tap.side, error))
-        else:
-            text = decode(loaded.tokenizer, response.ids)
-            tap.news.put((tap.side, Reply(text, len(response.ids), response.finished)))
+    def _write(self, loaded: _Model, query: list[int], tap: "_Tap") -> Reply:
+        with loaded.turn:
+            response = generate(
+                loaded.model,
+                [query],
+                self.sampling,
+                eos_token_id=loaded.tokenizer.eos_token_id,
+                seed=secrets.randbelow(2**31),
+                stop=tap,
+            )[0]
+        text = decode(loaded.tokenizer, response.ids)
+        return Reply(text, len(response.ids), response.finished)
+
+    def _ask(self, model: ServedModel, messages: Messages, show: "_Outlet") -> Reply | None:
+        for part in model.stream(messages, self.sampling, secrets.randbelow(2**31)):
+            if isinstance(part, Said):
+                return Reply(part.text, part.tokens, part.finished)
+            if show(part):
+                break
+        return None
+
+
+def _loaded(where: str) -> _Model:
+    model, tokenizer = load_policy(ModelSettings(name=where)), load_tokenizer(where)
+    return _Model(model.eval(), tokenizer, threading.Lock())
+
+
+def _report(side: int, write: Callable[[], Reply | None], news: News) -> None:
+    """Report what became of an answer; None where nobody waits for it."""
+    try:
+        reply = write()
+    except BaseException as error:  # noqa: BLE001 - raised again where somebody sees it
+        news.put((side, error))
+    else:
+        if reply is not None:
+            news.put((side, reply))
+
+
+class _Outlet:
+    """Reports the text so far, and says whether to stop as nobody waits for more."""
+
+    def __init__(self, side: int, news: News, nobody_listens: threading.Event) -> None:
+        self._side, self._news, self._nobody_listens = side, news, nobody_listens
+
+    def __call__(self, text: str) -> bool:
+        """Report, and return whether to stop."""
+        self._news.put((self._side, text))
+        return self._nobody_listens.is_set()
 
 
 class _Tap(StopText):
@@ -136,14 +172,13 @@ class _Tap(StopText):
         self,
         tokenizer: "PreTrainedTokenizerBase",
         side: int,
-        news: "SimpleQueue[tuple[int, str | Reply | BaseException]]",
+        news: News,
         nobody_listens: threading.Event,
     ) -> None:
         super().__init__(tokenizer, ())
-        self.side, self.news, self._nobody_listens = side, news, nobody_listens
+        self._show = _Outlet(side, news, nobody_listens)
 
     def __call__(self, ids: Sequence[int]) -> bool:
         """Report, and return whether to stop."""
         # A character of several tokens shows as U+FFFD until it is complete.
-        self.news.put((self.side, decode(self.tokenizer, ids).rstrip("\ufffd")))
-        return self._nobody_listens.is_set()
+        return self._show(decode(self.tokenizer, ids).rstrip("\ufffd"))

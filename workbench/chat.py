@@ -1,6 +1,6 @@
 """From prompts to token ids: by chat template or as plain text, and never with a second BOS."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UserError
@@ -79,6 +79,34 @@ def response_ids(
     text = completion if isinstance(completion, str) else completion[-1]["content"]
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [*ids, tokenizer.eos_token_id] if finished else ids
+
+
+def example_ids(
+    tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any]
+) -> tuple[list[int], list[int]]:
+    """Encode a row to learn language from, exactly as a policy will see and produce it.
+
+    Args:
+        tokenizer: of the policy.
+        row: checked, `prompt_completion` or `language_modeling`.
+
+    Returns:
+        Its tokens, EOS last (where a chat template ends turns its own way, that), and 1 for each
+        token that counts: those of a completion, and all of a text or conversation.
+    """
+    if "completion" in row:
+        query = query_ids(tokenizer, row["prompt"])
+        response = response_ids(tokenizer, row["completion"])
+        return query + response, [0] * len(query) + [1] * len(response)
+    ids: list[int]
+    if "messages" in row and tokenizer.chat_template:
+        ids = tokenizer(render(tokenizer, row["messages"]), add_special_tokens=False)["input_ids"]
+    elif "messages" in row:
+        *turns, answer = row["messages"]
+        ids = query_ids(tokenizer, turns) + response_ids(tokenizer, [answer])
+    else:
+        ids = [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]
+    return ids, [1] * len(ids)
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from workbench import __version__, commands, inventory, launch, runs
+from workbench import __version__, commands, inventory, launch, runs_command, samples
 from workbench import doctor as doctor_command
 from workbench.data import command as data_command
 from workbench.errors import StageError, UserError
@@ -155,12 +155,13 @@ app.command(rich_help_panel="The loop")(commands.demo)
 app.command()(commands.generate)
 app.command()(commands.compare)
 app.command()(commands.report)
+app.command()(samples.samples)
 app.add_typer(launch.room_commands("prompts"), name="prompts")
 app.add_typer(launch.room_commands("ui"), name="ui")
 app.add_typer(launch.room_commands("ui", "ratings_command"), name="ratings")
 app.add_typer(data_command.app, name="data")
 app.command()(inventory.models)
-app.add_typer(runs.runs_app, name="runs")
+app.add_typer(runs_command.app, name="runs")
 app.command()(doctor_command.doctor)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from workbench.errors import UserError
 from workbench.logs import console
+from workbench.sources import named_sources
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value …", show_default=False)
@@ -44,7 +45,10 @@ def demo(
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="hub id, folder, or smollm2-135m-instruct")],
+    model: Annotated[
+        str,
+        typer.Argument(help="hub id, folder, smollm2-135m-instruct, or openai:URL#name: a server"),
+    ],
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="a prompt; may be repeated")
     ] = None,
@@ -64,12 +68,10 @@ def generate(
 
     Example: `rlhf generate runs/demo/ppo/model --prompt "Why is the sky blue?"`
     """
-    from workbench.chat import decode, query_ids
+    from workbench.answering import answer_prompts
     from workbench.data import Kind, load
     from workbench.files import write_text
     from workbench.generation import SamplingSettings
-    from workbench.generation import generate as sample
-    from workbench.models import ModelSettings, load_policy, load_tokenizer
 
     if bool(prompt) == bool(prompts):
         raise UserError("generate: give either --prompt TEXT or --prompts FILE")
@@ -77,26 +79,25 @@ def generate(
     rows: list[dict[str, Any]] = [{"prompt": text} for text in prompt or []]
     if prompts:
         rows = load(prompts, kinds, split=split, limit=limit).rows
-    policy, tokenizer = load_policy(ModelSettings(name=model)), load_tokenizer(model)
-    queries = [query_ids(tokenizer, row["prompt"]) for row in rows for _ in range(samples)]
-    responses = sample(
-        policy,
-        queries,
+    found = answer_prompts(
+        model,
+        [row["prompt"] for row in rows],
         SamplingSettings(
             max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size
         ),
-        eos_token_id=tokenizer.eos_token_id,
+        samples=samples,
         seed=seed,
         desc="generate",
     )
     answers = [
         {
-            "prompt": rows[i // samples]["prompt"],
-            "completion": decode(tokenizer, response.ids),
-            "finished": response.finished,
-            "tokens": len(response.ids),
+            "prompt": row["prompt"],
+            "completion": answer.text,
+            "finished": answer.finished,
+            "tokens": answer.tokens,
         }
-        for i, response in enumerate(responses)
+        for row, several in zip(rows, found, strict=True)
+        for answer in several
     ]
     if out is not None:
         write_text(
@@ -146,7 +147,10 @@ def compare(
     from workbench.models import ModelSettings, load_policy, load_tokenizer
     from workbench.report import build_report
 
-    named = _named(models)
+    named = named_sources(models, "compare")
+    for name in named:
+        if name.startswith("best_of_"):
+            raise UserError(f"compare: '{name}' is kept for best-of-n; choose another name")
     if bool(best_of) != bool(reward_model):
         raise UserError("compare: best-of-n needs both --best-of N and --reward-model FOLDER")
     kinds: tuple[Kind, ...] = ("prompt_only", "prompt_completion", "preference", "ranking")
@@ -190,21 +194,3 @@ def report(
     if figures is not None:
         for figure in save_figures(run, figures):
             console.print(str(figure), markup=False)
-
-
-def _named(texts: list[str]) -> dict[str, str]:
-    named: dict[str, str] = {}
-    for text in texts:
-        name, equals, model = text.partition("=")
-        if not equals:
-            model, path = text, Path(text)
-            # runs/demo/ppo/model is best called ppo.
-            name = path.parent.name if path.name == "model" and path.parent.name else path.name
-        if not name or not model:
-            raise UserError(f"compare: '{text}' is not name=model")
-        if name in named:
-            raise UserError(f"compare: two models are called '{name}'; write name=model")
-        if name.startswith("best_of_"):
-            raise UserError(f"compare: '{name}' is kept for best-of-n; choose another name")
-        named[name] = model
-    return named

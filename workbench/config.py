@@ -20,7 +20,11 @@ C = TypeVar("C")
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:  # noqa: A002 - the dataclass world calls it help
-    """Return a dataclass field with a default and a help text; a list or dict default is copied."""
+    """Return a dataclass field with a default and a help text; a list or dict default is copied.
+
+    With `free=True` the setting changes no result, but for rounding: it is no part of a run's
+    identity, and may change while an interrupted run goes on.
+    """
     metadata = {"help": help, **extra}
     if isinstance(default, list | dict) or (
         dataclasses.is_dataclass(default) and isinstance(default, type)
@@ -32,12 +36,17 @@ def option(default: Any, help: str, **extra: Any) -> Any:  # noqa: A002 - the da
 
 @dataclass(frozen=True)
 class Setting:
-    """One documented setting: its dotted key, type as written, default and help text."""
+    """One documented setting: its dotted key, type as written, default and help text.
+
+    Attributes:
+        free: whether it may change while an interrupted run goes on.
+    """
 
     key: str
     type: str
     default: Any
     help: str
+    free: bool = False
 
 
 def find_config(path: str | Path) -> Path:
@@ -149,9 +158,8 @@ def settings(cls: type[Any], prefix: str = "") -> list[Setting]:
         default = field.default if field.default is not missing else None
         if field.default_factory is not missing:
             default = field.default_factory()
-        rows.append(
-            Setting(key, type_name(hints[field.name]), default, field.metadata.get("help", ""))
-        )
+        said, free = field.metadata.get("help", ""), bool(field.metadata.get("free"))
+        rows.append(Setting(key, type_name(hints[field.name]), default, said, free))
     return rows
 
 

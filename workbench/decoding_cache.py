@@ -1,11 +1,12 @@
 """Keys and values of a decode loop: written into room set aside once, never copied to grow."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig
 
 
@@ -46,6 +47,35 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # the library carries no 
     def batch_select_indices(self, indices: "torch.Tensor") -> None:
         """Keep the given rows."""
         self.make_room(indices, self.keys.shape[-2] - self.length)
+
+
+class Queries(NamedTuple):
+    """A batch of B queries, of which U differ, padded on the left to the longest of T tokens.
+
+    Attributes:
+        ids: [U, T].
+        mask: [U, T], 1 on tokens and 0 on padding.
+        positions: [U, T], counted from each query's first token.
+        rows: [B], where each query stands among the U.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    rows: torch.Tensor
+
+
+def left_padded(queries: Sequence[Sequence[int]], device: torch.device) -> Queries:
+    """Return a batch of queries, equal ones once, ready for answers to follow them."""
+    unique = list(dict.fromkeys(map(tuple, queries)))
+    place = {query: k for k, query in enumerate(unique)}
+    width = max(map(len, unique))
+    ids = torch.tensor([[0] * (width - len(q)) + list(q) for q in unique], device=device)
+    mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in unique], device=device)
+    # Left padding shifts positions; GPT-2 style models have absolute ones and would read garbage.
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    rows = torch.tensor([place[tuple(query)] for query in queries], device=device)
+    return Queries(ids, mask, positions, rows)
 
 
 def decoding_cache(config: "PreTrainedConfig") -> DynamicCache:

@@ -16,6 +16,7 @@ from workbench.files import damage, digest, sha256, sweep, write_json
 from workbench.generation import SamplingSettings
 from workbench.judge import RULES, GoldJudge
 from workbench.labelling import RANKINGS, Labels, write_rankings
+from workbench.locks import lock
 from workbench.logs import console
 from workbench.models import ModelSettings, load_policy, load_tokenizer
 from workbench.report import build_report
@@ -120,6 +121,7 @@ def run(config: DemoConfig) -> Path:
     files = {"sft": config.sft.config, "reward": config.reward.config, "ppo": config.ppo.config}
     for stage, texts in overrides.items():
         launch.stage_config(stage, files[stage], texts)  # a wrong key shows now, not in an hour
+    held = lock(folder)  # until this function ends
     with step("prepare"):
         load_tokenizer(base)
     with step("sft"):
@@ -142,6 +144,7 @@ def run(config: DemoConfig) -> Path:
         f"\nthe loop took {total / 60:.1f} min of work; everything is in {folder}", markup=False
     )
     console.print(f"open the report: {report.resolve().as_uri()}", markup=False)
+    held.release()
     return folder
 
 

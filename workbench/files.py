@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writes, content hashes, manifests of finished folders."""
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}  # a folder, on some network file systems
 # What `write_text` and `atomic_folder` write into until it is whole, and what they move aside.
 TEMPORARY = re.compile(r"\..+\.(old|[a-z0-9_]{8})")
 
@@ -30,11 +32,16 @@ def digest(*parts: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader, or a crash, sees the old content or the new, not half."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as `write_text` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
@@ -42,6 +49,19 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -54,6 +74,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that takes its place, with a manifest, if all goes well.
 
     A folder already at `path` is replaced only then; on any error the temporary folder is removed.
+    Files and names are synced before and after the renaming: not even a power cut leaves half.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -79,6 +100,7 @@ def replace_folder(new: Path, path: Path) -> None:
         if old.exists():
             old.rename(path)
         raise
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -93,12 +115,16 @@ def sweep(folder: Path) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Record size and hash of every file below `folder` in its manifest."""
+    """Record size and hash of every file below `folder` in its manifest; sync all of it."""
+    inside = sorted(path for path in folder.rglob("*") if path.name != MANIFEST)
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        for path in inside
+        if path.is_file()
     }
+    for path in inside:
+        if path.is_file() or path.is_dir():
+            sync(path)
     write_json(folder / MANIFEST, {"files": files})
 
 

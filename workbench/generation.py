@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from workbench.decoder import Decoder
+
 # A batch is closed up when no more than this share of its rows is still being written.
 _FULL_ENOUGH = 0.85
+# Tokens whose probabilities are added up together when one is drawn.
+_BLOCK = 256
 
 
 @dataclass
@@ -23,7 +27,7 @@ class SamplingSettings:
 
     max_new_tokens: int = option(64, "longest answer, in tokens, EOS included")
     temperature: float = option(1.0, "divides the logits; 1 samples the model itself, 0 is greedy")
-    batch_size: int = option(64, "prompts decoded together")
+    batch_size: int = option(64, "prompts decoded together", free=True)
 
     def validate(self) -> tuple[str, str] | None:
         """Return the first impossible setting and why."""
@@ -97,6 +101,8 @@ def generate(
     import torch
     from tqdm.auto import tqdm
 
+    from workbench.decoder import Decoder
+
     if not queries:
         return []
     draws = _draws(len(queries), settings, seed, seeds)
@@ -118,11 +124,14 @@ def generate(
         _no_dropout(model),
         grouped(model),
     ):
+        # The first token comes with the reading of the query, which the model's own modules do.
+        decoder = Decoder.of(model) if settings.max_new_tokens > 1 else None
         for start in range(0, len(order), settings.batch_size):
             chunk = order[start : start + settings.batch_size]
             batch = _decode(
                 [queries[i] for i in chunk],
                 model,
+                decoder,
                 settings,
                 eos_token_id,
                 None if draws is None else draws[chunk].to(model.device),
@@ -154,6 +163,7 @@ def _draws(
 def _decode(
     queries: list[Sequence[int]],
     model: "PreTrainedModel",
+    decoder: "Decoder | None",
     settings: SamplingSettings,
     eos_token_id: int,
     draws: "torch.Tensor | None",
@@ -161,33 +171,30 @@ def _decode(
 ) -> list[Response]:
     import torch
 
-    from workbench.decoding_cache import decoding_cache, spread
+    from workbench.decoding_cache import decoding_cache, left_padded, spread
 
-    device = model.device
-    unique = list(dict.fromkeys(map(tuple, queries)))
-    place = {query: k for k, query in enumerate(unique)}
-    width = max(len(query) for query in unique)
-    ids = torch.tensor([[0] * (width - len(q)) + list(q) for q in unique], device=device)
-    mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in unique], device=device)
-    # Left padding shifts positions; GPT-2 style models have absolute ones and would read garbage.
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    ids, mask, positions, index = left_padded(queries, model.device)
     cache = decoding_cache(model.config)
     answers: list[list[int]] = [[] for _ in queries]
     finished = [False] * len(queries)
+    padded = len(set(map(len, queries))) > 1
     rows = list(range(len(queries)))  # which answer each row of the batch writes
-    index = torch.tensor([place[tuple(query)] for query in queries], device=device)
     for step in range(settings.max_new_tokens):
-        hidden = model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        if step == 0 or decoder is None:
+            hidden = model.base_model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+        else:
+            seen = mask[:, None, None].bool() if padded else None
+            hidden = decoder(ids[:, 0], positions[:, 0], seen, cache)
         if step == 0:
             spread(cache, index, settings.max_new_tokens)
             hidden, mask, positions = hidden[index], mask[index], positions[index]
-        logits = model.get_output_embeddings()(hidden)
+        logits = (model.get_output_embeddings() if decoder is None else decoder.head)(hidden)
         tokens = choose(logits, settings.temperature, None if draws is None else draws[:, step])
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if not finished[row]:
@@ -200,7 +207,7 @@ def _decode(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         # Leaving copies the others' cache, so a few finished rows wait for company.
         if len(keep) <= _FULL_ENOUGH * len(rows):
-            index = torch.tensor(keep, device=device)
+            index = torch.tensor(keep, device=model.device)
             rows = [rows[k] for k in keep]
             ids, positions, mask = ids[index], positions[index], mask[index]
             draws = None if draws is None else draws[index]
@@ -229,11 +236,23 @@ def choose(
     if draws is None:
         return logits.argmax(-1)
     logits = logits.float() if temperature == 1 else logits.float() / temperature
-    cumulative = torch.softmax(logits, dim=-1).cumsum(-1)
+    size = logits.shape[-1]
+    chances = torch.softmax(logits, dim=-1)
+    chances = torch.nn.functional.pad(chances, (0, -size % _BLOCK))
+    # First the block of tokens, then the token in it: a sum over the vocabulary has no steps that
+    # could be done at once, and its rounding would grow along the way.
+    blocks = chances.view(len(chances), -1, _BLOCK)
+    sums = blocks.sum(-1).cumsum(-1)
     # Scaling by the last entry absorbs rounding, so that the sum of probabilities is exactly 1 for
     # the draw.
-    tokens = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:])
-    return tokens.squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    goal = draws[:, None] * sums[:, -1:]
+    block = torch.searchsorted(sums, goal).clamp_max(sums.shape[-1] - 1)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK)).squeeze(1).cumsum(-1)
+    # Rounding may leave the goal a hair above the block's own sum: then its last likely token.
+    goal = torch.minimum(goal - before, inside[:, -1:])
+    tokens = block * _BLOCK + torch.searchsorted(inside, goal)
+    return tokens.squeeze(-1).clamp_max(size - 1)
 
 
 def _no_dropout(model: "PreTrainedModel") -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from workbench import embedded
 from workbench.config import option
 from workbench.errors import UserError
 from workbench.logs import quiet_transformers
+from workbench.served import is_served
 
 if TYPE_CHECKING:
     import torch
@@ -91,10 +92,15 @@ def locate(name: str) -> str:
     """Return what `from_pretrained` needs for a model name: a folder or a hub id.
 
     Raises:
-        UserError: for a path that does not exist or holds no model.
+        UserError: for a path that does not exist or holds no model, and a served model.
     """
     if name == embedded.NAME:
         return str(embedded.embedded_model())
+    if is_served(name):
+        raise UserError(
+            f"{name}: a served model answers prompts and no more, but its weights, tokens or "
+            "probabilities are needed here; give its folder or hub id"
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
@@ -150,8 +156,9 @@ def load_policy(settings: ModelSettings, dtype: "torch.dtype | None" = None) -> 
         value = model.config.get_text_config(decoder=True).to_dict().get(key, neutral)
         if value not in (None, neutral):
             raise UserError(
-                f"{settings.name}: rescales its logits after the head ({key}={value}), which is "
-                "not done here, so that its probabilities would be wrong; use a model without it"
+                f"{settings.name}: rescales its logits after the head, as "
+                f"{model.config.model_type} models do ({key}={value}), which is not done here, so "
+                "that its probabilities would be wrong; use a model without it"
             )
     return model
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench import __version__, embedded
-from workbench.config import dump_yaml, option, to_tree
+from workbench.config import dump_yaml, option
 from workbench.errors import UserError
 from workbench.files import MANIFEST, damage, digest, sha256, sweep, write_json, write_text
+from workbench.identity import differences, free_settings, identity
+from workbench.locks import lock
 from workbench.logs import console, is_main_process
 from workbench.passwords import masked_tree
 
@@ -37,7 +39,8 @@ class RunSettings:
         "none", "tracker beside metrics.jsonl: trackio, tensorboard, wandb or none"
     )
     overwrite: bool = option(
-        False, "replace a finished run of another configuration in the same folder"
+        False,
+        "replace a run of another configuration in the same folder, finished or with checkpoints",
     )
 
     def validate(self) -> tuple[str, str] | None:
@@ -56,39 +59,48 @@ class StageRun:
 
     Attributes:
         path: `<root>/<name>/<stage>`.
+        identity: what its result depends on; a checkpoint records it.
         finished: the same stage with the same configuration and inputs is complete and whole here.
     """
 
-    def __init__(self, stage: str, config: Any, inputs: dict[str, str]) -> None:
+    def __init__(
+        self, stage: str, config: Any, inputs: dict[str, str], *, replace: bool = True
+    ) -> None:
         """Open or create the folder.
 
         Args:
             stage: `sft`, `reward` or `ppo`.
             config: the stage's config dataclass; its `run` section is a `RunSettings`.
             inputs: name to content fingerprint of everything the stage reads.
+            replace: whether a run of another configuration makes room for this one; False leaves
+                it to who calls, and to what its checkpoints say.
 
         Raises:
-            UserError: when the folder holds another configuration's finished run and
-                `run.overwrite` is false.
+            UserError: when the folder holds another configuration's run, finished or with
+                checkpoints, and `run.overwrite` is false; or another process writes there.
         """
         settings: RunSettings = config.run
         self.stage, self.config, self.settings = stage, config, settings
         self.path = Path(settings.root) / settings.name / stage
         self.started = time.time()
-        self._identity = _identity(stage, config, inputs)
+        self.identity = identity(stage, config, inputs)
         before = self._recorded_identity()
-        same = before is not None and before["fingerprint"] == self._identity["fingerprint"]
+        same = before is not None and before["fingerprint"] == self.identity["fingerprint"]
         self.finished = same and self.why_unfinished() is None
         if self.finished or not is_main_process():
             return
-        if before is not None and not same:
+        self._lock = lock(self.path)
+        lost = before is None and self.saved() is not None  # checkpoints, of who knows what
+        if replace and not same and (before is not None or lost):
             self._replace(before)
+        elif same:
+            self._name_freedom(before)
         self.path.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.checkpoints):
             sweep(folder)
         (self.path / "done.json").unlink(missing_ok=True)
         write_text(self.path / "config.yaml", dump_yaml(config))
-        write_json(self.path / "environment.json", environment() | {"identity": self._identity})
+        write_json(self.path / "environment.json", environment() | {"identity": self.identity})
 
     @property
     def model(self) -> Path:
@@ -99,6 +111,11 @@ class StageRun:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    def saved(self) -> Path | None:
+        """Return the newest checkpoint, whole or not, or None."""
+        found = [path for path in self.checkpoints.glob("*-*") if not path.name.startswith(".")]
+        return max(found, key=lambda path: (len(path.name), path.name), default=None)
 
     def why_unfinished(self) -> str | None:
         """Return what keeps this folder from being a finished run, in words, or None."""
@@ -128,6 +145,8 @@ class StageRun:
         row = {"step": step} | {key: _finite(float(value)) for key, value in metrics.items()}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint is synced, and the lines before it must be too
 
     def rewind(self, step: int) -> None:
         """Drop logged lines after `step`, to be written again, and a torn last line."""
@@ -159,6 +178,7 @@ class StageRun:
         files = {path.name: sha256(path) for path in kept if path.is_file()}
         write_json(self.path / "done.json", {"files": files})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self._lock.release()
         self.finished = True
 
     def read_summary(self) -> dict[str, Any]:
@@ -177,17 +197,33 @@ class StageRun:
             return DAMAGED
         return identity
 
-    def _replace(self, before: dict[str, Any]) -> None:
-        finished = (self.path / "done.json").is_file()
-        changes = _changes(before, self._identity) if before is not DAMAGED else []
-        changed = ", ".join(changes) or "environment.json is damaged"
+    def _replace(self, before: dict[str, Any] | None) -> None:
+        finished, saved = (self.path / "done.json").is_file(), self.saved()
+        if before is None or before is DAMAGED:
+            changed = f"environment.json is {'missing' if before is None else 'damaged'}"
+        else:
+            free = free_settings(type(self.config))
+            changed = ", ".join(differences(before, self.identity, free))
         if finished and not self.settings.overwrite:
             raise UserError(
                 f"{self.path}: holds a finished run with other settings ({changed}); "
                 "choose another run.name, or set run.overwrite=true to replace it"
             )
-        console.print(f"{self.path}: starting anew ({changed})")
+        if saved is not None and not self.settings.overwrite:
+            raise UserError(
+                f"{self.path}: holds an unfinished run with other settings ({changed}); "
+                f"to go on from its {saved.name} give the old ones, which are in "
+                f"{self.path / 'config.yaml'}; else choose another run.name, or set "
+                "run.overwrite=true to start anew"
+            )
+        console.print(f"{self.path}: starting anew ({changed})", markup=False)
         shutil.rmtree(self.path)
+
+    def _name_freedom(self, before: dict[str, Any] | None) -> None:
+        """Say which of the settings that may change did, where a run goes on."""
+        changed = [] if before is None else differences(before, self.identity, set())
+        if changed and self.saved() is not None:
+            console.print(f"{self.path}: going on with {', '.join(changed)}", markup=False)
 
 
 def environment() -> dict[str, Any]:
@@ -264,7 +300,7 @@ def is_finished(stage: str, config: Any, inputs: dict[str, str]) -> bool:
     before = run._recorded_identity()
     same = (
         before is not None
-        and before["fingerprint"] == _identity(stage, config, inputs)["fingerprint"]
+        and before["fingerprint"] == identity(stage, config, inputs)["fingerprint"]
     )
     return same and run.why_unfinished() is None
 
@@ -295,40 +331,6 @@ def fingerprint(source: str) -> str:
             {str(p.relative_to(path)): sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
         )
     return source
-
-
-def _identity(stage: str, config: Any, inputs: dict[str, str]) -> dict[str, Any]:
-    tree = to_tree(config)
-    tree["run"] = {
-        "seed": tree["run"]["seed"]
-    }  # where it is written and who watches changes no result
-    known = digest(stage, __version__, tree, inputs)
-    return {"fingerprint": known, "version": __version__, "config": tree, "inputs": inputs}
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    old, new = _flat(before["config"]), _flat(now["config"])
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    rows = [f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in keys[:5]]
-    rows += [
-        f"input '{name}' changed"
-        for name in now["inputs"]
-        if before["inputs"].get(name) != now["inputs"][name]
-    ]
-    if before.get("version", now["version"]) != now["version"]:
-        rows.append(f"rlhf-workbench {before['version']} -> {now['version']}")
-    return rows
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
-    return flat
 
 
 def _finite(value: Any) -> Any:

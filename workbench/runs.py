@@ -4,15 +4,12 @@ import difflib
 import functools
 import json
 import operator
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 import yaml
-from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,8 +17,7 @@ from workbench import launch
 from workbench.config import settings, to_tree
 from workbench.errors import UserError
 from workbench.files import damage, sha256
-from workbench.logs import console as messages
-from workbench.logs import progress
+from workbench.locks import writer
 from workbench.run import RunSettings, read_metrics
 
 StageState = Literal["finished", "unfinished", "damaged"]
@@ -36,12 +32,10 @@ RESULTS = {  # the numbers of a stage's summary that say how it went
     "ppo": ("scores_first", "scores_last", "kl"),
 }
 COLOURS = {"whole": "green", "finished": "green", "damaged": "red"}
+UNFOLDED = {"kind", "stage", "size", "state", "seed", "took"}  # columns of a table
 REPEAT = "the same `rlhf` command makes it anew"
 
 Root = Annotated[str, typer.Option("--root", help="folder of all runs")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the run")]
-
-runs_app = typer.Typer(no_args_is_help=True, help="List, look into and remove runs.")
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,8 @@ class Stage:
         reason: why it is not finished and whole; None when it is.
         started: local time of its last start; None where the record is lost.
         seed: None where the record is lost.
+        seconds: what it took, from its last start; None until it is finished.
+        bytes: size of all its files.
         summary: its results; empty where there are none.
     """
 
@@ -62,94 +58,9 @@ class Stage:
     reason: str | None
     started: str | None
     seed: int | None
+    seconds: float | None
+    bytes: int
     summary: dict[str, Any]
-
-
-@runs_app.command("list")
-def list_runs(root: Root = RunSettings.root) -> None:
-    """List every run with its stages, their state, seed and key results.
-
-    Example: `rlhf runs list`
-    """
-    console = Console(highlight=False, markup=False)
-    folders = [stage for run in run_folders(runs_root(root)) for stage in stage_folders(run)]
-    if not folders:
-        console.print(safe_text(f"no runs in {root}; `rlhf demo` starts one"))
-        return
-    stages = [read_stage(folder) for folder in progress(folders, "checking runs")]
-    table, above = new_table("run", "stage", "state", "started", "seed", "results"), ""
-    for stage in stages:
-        run, name = stage.path.parent.name, stage.path.name
-        table.add_row(
-            safe_text("" if run == above else run),
-            name,
-            state_text(stage.state),
-            safe_text(stage.started or "unknown"),
-            "unknown" if stage.seed is None else str(stage.seed),
-            results_text(key_results(name, stage.summary)),
-        )
-        above = run
-    console.print(table)
-    if any(stage.state != "finished" for stage in stages):
-        console.print("\n`rlhf runs show NAME` says why a stage is unfinished or damaged")
-
-
-@runs_app.command()
-def show(name: Name, root: Root = RunSettings.root) -> None:
-    """Show a run's stages: state, settings other than the defaults, results and files.
-
-    Example: `rlhf runs show demo`
-    """
-    console = Console(highlight=False, markup=False)
-    run = find_run(runs_root(root), name)
-    folders = stage_folders(run)
-    for folder in folders:
-        stage = read_stage(folder)
-        started = f", started {stage.started or 'at an unknown time'}"
-        console.print(
-            Text.assemble((folder.name, "bold"), ": ", state_text(stage.state), safe_text(started))
-        )
-        if stage.reason:
-            console.print(safe_text(f"  {stage.reason}"), soft_wrap=True)
-        try:
-            changes = changed_settings(folder)
-        except UserError as error:
-            changes = {"unreadable": str(error)}
-        _section(console, "settings other than the defaults", changes)
-        _section(console, "results", {key: _brief(value) for key, value in stage.summary.items()})
-        _section(console, "files", contents(folder))
-        console.print()
-    stages = {f"{folder.name}/" for folder in folders}
-    others = {key: value for key, value in contents(run).items() if key not in stages}
-    if others:
-        _section(console, "beside the stages", others)
-
-
-@runs_app.command()
-def rm(
-    name: Name,
-    root: Root = RunSettings.root,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
-) -> None:
-    """Remove one run: its folder with all stages, models and reports, and nothing else.
-
-    Example: `rlhf runs rm demo --yes`
-    """
-    run = find_run(runs_root(root), name)
-    folders = stage_folders(run)
-    if run.is_symlink():
-        raise UserError(f"{run}: a link to {run.resolve()}, not a run folder; remove it by hand")
-    if not any((folder / mark).is_file() for folder in folders for mark in SURE_MARKS):
-        raise UserError(f"{run}: no stage in it has {' or '.join(SURE_MARKS)}; remove it by hand")
-    if not yes:
-        what = f"{', '.join(folder.name for folder in folders)}; {size(total_bytes(run))}"
-        try:
-            yes = typer.confirm(f"Remove {plain(str(run))} ({what})?")
-        except typer.Abort:
-            raise UserError(f"{run}: kept, no answer was given; --yes removes unasked") from None
-    if yes:
-        shutil.rmtree(run)
-    messages.print(safe_text(f"{run}: {'removed' if yes else 'kept'}"))
 
 
 def run_folders(root: Path) -> list[Path]:
@@ -190,13 +101,17 @@ def read_stage(folder: Path) -> Stage:
     started = read_mapping(folder / "environment.json").get("time")
     run = read_mapping(folder / "config.yaml").get("run")
     seed = run.get("seed") if isinstance(run, dict) else None
+    summary = read_mapping(folder / "summary.json")
+    seconds = summary.get("seconds")
     return Stage(
         path=folder,
         state=state,
         reason=reason,
         started=started[:16].replace("T", " ") if isinstance(started, str) else None,
         seed=seed if isinstance(seed, int) else None,
-        summary=read_mapping(folder / "summary.json"),
+        seconds=seconds if isinstance(seconds, int | float) else None,
+        bytes=total_bytes(folder),
+        summary=summary,
     )
 
 
@@ -221,7 +136,7 @@ def stage_state(folder: Path) -> tuple[StageState, str | None]:
     return ("damaged", f"{problem}; {REPEAT}") if problem else ("finished", None)
 
 
-def changed_settings(folder: Path) -> dict[str, str]:
+def changed_settings(folder: Path) -> dict[str, tuple[Any, Any]]:
     """Return the settings of a stage that are not the defaults: dotted key to value and default.
 
     Raises:
@@ -236,7 +151,7 @@ def changed_settings(folder: Path) -> dict[str, str]:
         value = functools.reduce(operator.getitem, setting.key.split("."), tree)
         # Where a run is written changes nothing in it.
         if value != setting.default and setting.key not in {"run.name", "run.root"}:
-            changes[setting.key] = f"{json.dumps(value)} (default {json.dumps(setting.default)})"
+            changes[setting.key] = (value, setting.default)
     return changes
 
 
@@ -325,12 +240,13 @@ def new_table(*columns: str) -> Table:
     """Return an empty table with these column titles."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        table.add_column(column, no_wrap=column in {"kind", "stage", "size", "state", "seed"})
+        table.add_column(column, no_wrap=column in UNFOLDED)
     return table
 
 
 def _how_far(folder: Path) -> str:
-    facts = ["stopped or still running"]
+    who = writer(folder)
+    facts = [f"{who} is writing it" if who else "stopped"]
     if (folder / "metrics.jsonl").is_file():
         try:
             rows = read_metrics(folder / "metrics.jsonl")
@@ -340,22 +256,23 @@ def _how_far(folder: Path) -> str:
     steps = [path.name.rpartition("-")[2] for path in folder.glob("checkpoints/checkpoint-*")]
     numbers = [int(step) for step in steps if step.isdecimal()]
     facts += [f"newest checkpoint at step {max(numbers)}"] if numbers else ["no checkpoint"]
-    return "; ".join([*facts, "the same `rlhf` command continues"])
+    return "; ".join([*facts, *([] if who else ["the same `rlhf` command continues"])])
 
 
-def _brief(value: Any) -> str:
+def duration(seconds: float | None) -> str:
+    """Return seconds as people say them: `48 s`, `12 min`, `3.5 h`; `–` for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def brief(value: Any) -> str:
+    """Return a number of a summary in short; of a long list or mapping, how long it is."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | dict) and len(text) > 60:
         return f"{len(value)} entries, in summary.json"
     return text
-
-
-def _section(console: Console, title: str, rows: dict[str, str]) -> None:
-    console.print(f"  {title}{'' if rows else ': none'}", style="dim")
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for key, value in rows.items():
-        table.add_row(safe_text(key), safe_text(value))
-    if rows:
-        console.print(Padding(table, (0, 0, 0, 4), expand=False))

@@ -58,17 +58,11 @@ def _states(
 ) -> "torch.Tensor":
     import torch
 
-    from workbench.decoding_cache import decoding_cache, spread
+    from workbench.decoding_cache import decoding_cache, left_padded, spread
 
-    unique = list(dict.fromkeys(map(tuple, queries)))
-    place = {query: k for k, query in enumerate(unique)}
-    width = max(map(len, unique))
     length = max(map(len, answers))
     device = model.device
-    # Padding on the left, so that the answers follow their queries.
-    ids = torch.tensor([[0] * (width - len(q)) + list(q) for q in unique], device=device)
-    mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in unique], device=device)
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    ids, mask, positions, rows = left_padded(queries, device)
     cache = decoding_cache(model.config)
     read = model.base_model(
         input_ids=ids,
@@ -77,7 +71,6 @@ def _states(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    rows = torch.tensor([place[tuple(query)] for query in queries], device=device)
     first: torch.Tensor = read[rows, -1:]
     if length == 0:
         return first

@@ -4,13 +4,14 @@ import itertools
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
 from ppo import checkpoint
 from ppo.engine import PPOEngine
-from ppo.rollout import sample_rollout
+from ppo.rollout import score_rollout
 from tests.ppo.conftest import MEAN, STD
 from workbench.errors import UserError
 from workbench.generation import Response
@@ -28,9 +29,13 @@ METRICS = (
     "policy/grad_norm policy/minibatches loss/policy_avg loss/value_avg loss/total_avg "
     "val/clipfrac_avg val/ratio "
     "val/ratio_first_minibatch val/explained_variance val/grad_norm val/num_eos_tokens "
-    "response/length response/missing_eos time/rollout time/score time/update episode lr"
+    "response/length response/missing_eos response/distinct_2 time/rollout time/score time/update "
+    "episode lr"
 )
-EVAL_METRICS = "eval/scores eval/kl eval/length eval/missing_eos episode"
+EVAL_METRICS = (
+    "eval/scores eval/kl eval/length eval/missing_eos eval/distinct_2 episode "
+    "monitor/length_ratio monitor/distinct_2_ratio monitor/drift"
+)
 
 
 def weights(trainer: PPOEngine) -> dict[str, torch.Tensor]:
@@ -61,10 +66,9 @@ def perturb(trainer: PPOEngine) -> None:
 
 
 def rollout_of(trainer: PPOEngine):
-    return sample_rollout(
-        trainer.roles, [query.ids for query in trainer.next_queries()], trainer.config.rollout,
-        eos_token_id=trainer.tokenizer.eos_token_id, seed=trainer._seed(1), micro_batch_size=3,
-    )  # fmt: skip
+    ids = [query.ids for query in trainer.next_queries()]
+    responses = trainer.backend.sample(ids, trainer.config.rollout, trainer._seed(1))
+    return score_rollout(trainer.roles, ids, responses, 1.0, 3)
 
 
 def timeless(rows: list[dict]) -> list[dict]:
@@ -192,8 +196,9 @@ def test_two_passes_equal_a_plain_loop(family, trainer):
     trained = made.roles.trained
     made.roles.sync_actor()
     found = made.roles.actor.state_dict()
-    assert distance(found, policy.state_dict()) < 1e-5
-    assert distance(trained.value.state_dict(), critic.base_model.state_dict()) < 1e-5
+    # The plain loop has the usual kernels, which round otherwise; a step is 1e-3.
+    assert distance(found, policy.state_dict()) < 5e-5
+    assert distance(trained.value.state_dict(), critic.base_model.state_dict()) < 5e-5
     assert (trained.value_head.weight[0] - weight).abs().max() < 1e-5
     assert abs(float(trained.value_head.bias.detach()) - float(bias.detach())) < 1e-5
     assert distance(found, moved) > 1e-4
@@ -394,7 +399,7 @@ def test_the_log_has_every_metric(llama, trainer):
     for row in evaluations:
         assert set(row) == {"step", *EVAL_METRICS.split()}
     assert all(math.isfinite(value) for row in rows for value in row.values())
-    tables = sorted(path.name for path in (made.run.path / "samples").iterdir())
+    tables = sorted(path.name for path in (made.run.path / "samples").glob("step_*"))
     assert tables == ["step_000000.jsonl", "step_000002.jsonl", "step_000003.jsonl"]
 
 
@@ -402,8 +407,13 @@ def test_metrics_are_what_their_names_say(llama, trainer):
     made = trainer(llama, "ppo.kl_coef=0.3", "ppo.missing_eos_penalty=2.0", "ppo.score_clip=0.5")
     perturb(made)  # now the policy differs from the reference
     rollout = rollout_of(made)
-    found = made.experience(rollout).metrics
+    experience = made.experience(rollout)
+    found = experience.metrics
     lengths = [len(response.ids) for response in rollout.responses]
+    returns, errors = (
+        np.concatenate([row[:n].numpy() for row, n in zip(rows, lengths, strict=True)])
+        for rows in (experience.returns, experience.returns - rollout.values)
+    )
     unfinished = [not response.finished for response in rollout.responses]
     kl = [
         float((rollout.logprobs[i, :n] - rollout.ref_logprobs[i, :n]).sum())
@@ -424,7 +434,9 @@ def test_metrics_are_what_their_names_say(llama, trainer):
         "response/length": sum(lengths) / 8,
         "response/missing_eos": sum(unfinished) / 8,
         "val/num_eos_tokens": 8 - sum(unfinished),
+        "val/explained_variance": 1 - errors.var() / returns.var(),
     }
+    assert abs(expected["val/explained_variance"]) > 0.01
     assert abs(expected["objective/kl"]) > 0.01
     assert 0 < sum(unfinished) < 8
     for name, value in expected.items():
@@ -488,7 +500,7 @@ def finite_checkpoints(made: PPOEngine) -> list[int]:
     """The updates of all checkpoints, after checking that they hold nothing but finite numbers."""
     found = []
     for folder in sorted(made.run.checkpoints.glob("update-*")):
-        state = torch.load(folder / checkpoint.STATE, weights_only=True)
+        state = checkpoint.load(folder)
         moments = [v for one in state["optimizer"]["state"].values() for v in one.values()]
         assert all(torch.isfinite(x).all() for x in [*state["weights"].values(), *moments])
         found.append(state["update"])
@@ -612,7 +624,7 @@ def test_it_learns_what_is_rewarded(llama, trainer, monkeypatch, layout):
     """The score is the share of even tokens among an answer's tokens; chance gives about a half."""
     rate = "6e-3" if layout == "lora" else "3e-3"
     made = trainer(
-        llama, *LAYOUTS[layout], "ppo.total_episodes=256", "ppo.batch_size=32",
+        llama, *LAYOUTS[layout], "ppo.total_episodes=384", "ppo.batch_size=32",
         "ppo.num_ppo_epochs=4", "ppo.micro_batch_size=32", f"ppo.learning_rate={rate}",
         "ppo.lr_scheduler=constant", "ppo.kl_coef=0.0", "ppo.missing_eos_penalty=null",
     )  # fmt: skip
@@ -625,7 +637,7 @@ def test_it_learns_what_is_rewarded(llama, trainer, monkeypatch, layout):
         return sums[0] / sums[1]
 
     monkeypatch.setattr(made.roles, "scores", even)
-    scores = [made.step()["objective/scores"] for _ in range(8)]
+    scores = [made.step()["objective/scores"] for _ in range(12)]
     assert 0.3 < scores[0] < 0.75
     assert sum(scores[-2:]) / 2 > scores[0] + 0.12
     # The actor that is saved has learned it, not only the module that was trained.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ppo.backends import NativeBackend
 from ppo.config import PPOModelSettings, RewardSettings
 from ppo.evaluation import evaluate
 from ppo.reward_sources import Query, RewardSources
@@ -33,7 +34,8 @@ def roles(family) -> Roles:
 def evaluated(roles: Roles, family, *, seed: int = 0, judge: GoldJudge | None = None):
     tokenizer = load_tokenizer(str(family.policy))
     return evaluate(
-        roles, tokenizer, [Query(query_ids(tokenizer, text), text) for text in PROMPTS],
+        roles, NativeBackend(roles, tokenizer.eos_token_id), tokenizer,
+        [Query(query_ids(tokenizer, text), text) for text in PROMPTS],
         SamplingSettings(max_new_tokens=6), RewardSources(RewardSettings(), "reward", []),
         seed=seed, micro_batch_size=4, judge=judge,
     )  # fmt: skip
@@ -43,7 +45,9 @@ def test_metrics_are_means_of_the_rows(roles, family):
     result = evaluated(roles, family)
     rows = result.samples
     assert [row["prompt"] for row in rows] == PROMPTS
-    assert set(result.metrics) == {"eval/scores", "eval/kl", "eval/length", "eval/missing_eos"}
+    assert set(result.metrics) == {
+        "eval/scores", "eval/kl", "eval/length", "eval/missing_eos", "eval/distinct_2"
+    }  # fmt: skip
     n = len(rows)
     assert result.metrics["eval/scores"] == pytest.approx(sum(r["score"] for r in rows) / n)
     assert result.metrics["eval/kl"] == pytest.approx(sum(r["kl"] for r in rows) / n)

@@ -1,7 +1,11 @@
 """KL estimators against the exact KL of a small vocabulary; controllers against their formula."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppo.kl import AdaptiveKL, FixedKL, kl_per_token
 
@@ -65,3 +69,57 @@ def test_fixed_controller_stays():
     control = FixedKL(0.05)
     control.update(1e9, episodes=512)
     assert control.coef == 0.05
+
+
+def gradients(logits: torch.Tensor, reference: torch.Tensor, rewards: torch.Tensor, estimator):
+    """Of E[reward - β·k] as PPO takes it, summed over all tokens, and of E[reward] - β·KL."""
+    logits = logits.clone().requires_grad_()
+    logprobs = torch.log_softmax(logits, -1)
+    chances, beta = logprobs.exp(), 0.4
+    payoff = rewards - beta * kl_per_token(logprobs, reference, estimator)
+    taken = torch.autograd.grad(
+        (chances.detach() * logprobs * payoff.detach()).sum(), logits, retain_graph=True
+    )[0]
+    wanted = (chances * rewards).sum() - beta * (chances * (logprobs - reference)).sum()
+    return taken, torch.autograd.grad(wanted, logits)[0]
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_only_k1_in_the_reward_gives_the_gradient_of_the_kl(distributions, estimator):
+    policy, reference = distributions
+    rewards = torch.linspace(-1, 1, 7).double().roll(3)
+    taken, wanted = gradients(policy, reference, rewards, estimator)
+    assert torch.allclose(taken, wanted, atol=1e-12) == (estimator == "k1")
+    # At the optimum, π ∝ π_ref·exp(r/β), learning rests with k1 alone.
+    rest, _ = gradients(reference + rewards / 0.4, reference, rewards, estimator)
+    assert (float(rest.abs().max()) < 1e-12) == (estimator == "k1")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.floats(-30, 0), st.floats(-30, 0)), min_size=1, max_size=8),
+    st.sampled_from(["k1", "k2", "k3"]),
+)
+def test_estimators_are_their_formulas(pairs, estimator):
+    found = kl_per_token(*torch.tensor(pairs, dtype=torch.float64).T, estimator)
+    for (logprob, ref_logprob), value in zip(pairs, found.tolist(), strict=True):
+        r = math.exp(ref_logprob - logprob)
+        formula = {"k1": -math.log(r), "k2": math.log(r) ** 2 / 2, "k3": r - 1 - math.log(r)}
+        assert value == pytest.approx(formula[estimator], rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    st.floats(1e-3, 1), st.floats(0.1, 20), st.integers(100, 10_000), st.floats(-5, 100),
+    st.integers(1, 512),
+)  # fmt: skip
+def test_the_adaptive_coefficient_rises_above_the_target_and_falls_below(
+    coef, target, horizon, kl, episodes
+):
+    control = AdaptiveKL(coef, target, horizon)
+    control.update(kl, episodes)
+    change = control.coef / coef - 1
+    assert abs(change) <= 0.2 * episodes / horizon + 1e-9
+    assert change * (kl - target) >= 0
+    if abs(kl / target - 1) < 0.2:
+        assert change == pytest.approx((kl / target - 1) * episodes / horizon, abs=1e-9)

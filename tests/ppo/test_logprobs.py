@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ppo import logprobs as module
-from ppo.logprobs import token_stats
+from ppo.logprobs import check_logits, token_stats
+from workbench.errors import UserError
 from workbench.models import ModelSettings, load_policy
 
 
@@ -84,3 +86,40 @@ def test_bf16_compute_stays_near_the_exact_gradient(frozen):
         found.append(torch.autograd.grad(stats.logprobs.sum(), hidden)[0])
     assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
     assert not torch.equal(*found)
+
+
+def test_a_model_that_changes_its_logits_after_the_head_is_refused_by_family(family):
+    """Whatever the setting is called: log-probabilities are read from the head."""
+    model = load_policy(ModelSettings(name=str(family.policy)), torch.float32).eval()
+    check_logits(model, "plain")
+    check_logits(model.to(torch.bfloat16), "plain")
+    forward = model.forward
+
+    def scaled(**given):
+        output = forward(**given)
+        output.logits = output.logits * 1.01
+        return output
+
+    model.forward = scaled
+    with pytest.raises(UserError) as error:
+        check_logits(model, "a/model")
+    text = str(error.value)
+    assert text.startswith(f"a/model: {model.config.model_type} models change their logits")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
+def test_families_known_to_rescale_are_refused(name):
+    sizes = {
+        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    rescaling = {
+        "gemma2": {"final_logit_softcapping": 1.0},
+        "cohere": {"logit_scale": 0.25},
+        "granite": {"logits_scaling": 8.0},
+    }[name]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes, **rescaling))
+    with pytest.raises(UserError, match=f"mine: {name} models change"):
+        check_logits(model.eval(), "mine")

@@ -13,6 +13,7 @@ from ppo.roles import Roles
 from ppo.rollout import score_rollout
 from tests.ppo.conftest import MEAN, STD
 from tests.ppo.test_roles import CPU, perturb, plain_logprobs, some_answers, some_batch
+from workbench.attention import prefer_causal
 from workbench.config import load_config
 from workbench.models import (
     ADAPTED_CONFIG,
@@ -28,15 +29,21 @@ from workbench.scorer import RewardModel, apply_head
 NUMBERS = ("logprobs", "ref_logprobs", "values", "entropy", "scores")
 
 
-def reward_adapter(policy: Path, folder: Path) -> Path:
-    """Save a reward model as `rlhf reward` does with LoRA: adapter, head, and normaliser."""
+def reward_adapter(policy: Path, folder: Path, lowest: int = 0) -> Path:
+    """Save a reward model as `rlhf reward` does with LoRA: adapter, head, and normaliser.
+
+    Layers below `lowest` are not adapted.
+    """
     from peft import get_peft_model
 
     with torch.random.fork_rng():
         torch.manual_seed(6)
         model = load_scorer(ModelSettings(name=str(policy)), torch.float32)
         settings = LoraSettings(enabled=True, r=3, alpha=5)
-        adapted = get_peft_model(model, lora_config(settings, "SEQ_CLS"))
+        config = lora_config(settings, "SEQ_CLS")
+        if lowest:
+            config.exclude_modules = rf".*\.(?:layers|h)\.[0-{lowest - 1}]\..*"
+        adapted = get_peft_model(model, config)
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
                 if "lora_" in name or "modules_to_save" in name:
@@ -111,6 +118,7 @@ def test_a_fresh_adapter_equals_its_trunk_bit_for_bit(family, reward):
     found = numbers(roles, family)
     assert torch.equal(found["logprobs"], found["ref_logprobs"])
     plain = load_policy(ModelSettings(name=str(family.policy)), torch.float32).eval()
+    prefer_causal(plain)  # as the roles do; other kernels round otherwise
     assert torch.equal(plain_logprobs(roles.actor, family), plain_logprobs(plain, family))
 
 
@@ -134,8 +142,13 @@ def test_the_reward_adapter_scores_as_the_reward_model(family, reward):
         assert torch.allclose(mine[name], getattr(other, name), atol=1e-5), name
 
 
-def test_the_value_starts_as_the_reward_adapter(family, reward):
-    roles = open_lora(family, reward)
+@pytest.mark.parametrize("top", [None, 1])
+def test_the_value_starts_as_the_reward_adapter(family, tmp_path, top):
+    """At the last token, in normalised scores; also where the lower layers are shared."""
+    given = [] if top is None else [f"train_top_layers={top}"]
+    lowest = family.layers - (top or family.layers)
+    roles = open_lora(family, reward_adapter(family.policy, tmp_path / "reward", lowest), *given)
+    assert roles.reward_embedded == (top is not None)
     batch = some_batch(roles, family)
     with torch.no_grad():
         states = roles_module._forward(roles.trained.value, batch)
@@ -143,6 +156,49 @@ def test_the_value_starts_as_the_reward_adapter(family, reward):
         values = apply_head(roles.trained.value_head, last)
     assert torch.allclose(values, roles.scores(batch), atol=1e-5)
     assert values.std() > 0.01
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_temperature_divides_in_all_roles_and_the_entropy_alike(family, reward, temperature):
+    roles = open_lora(family, reward)
+    perturb(roles.trained)
+    queries, answers = some_answers(family)
+    rollout = score_rollout(roles, queries, answers, temperature, 4)
+    kept = rollout.response_mask.bool()
+    policy = plain_logprobs(roles.actor, family, temperature)
+    assert torch.allclose(rollout.logprobs[kept], policy, atol=1e-5)
+    plain = load_policy(ModelSettings(name=str(family.policy)), torch.float32).eval()
+    expected = plain_logprobs(plain, family, temperature)
+    assert torch.allclose(rollout.ref_logprobs[kept], expected, atol=1e-5)
+    assert (policy - expected).abs().max() > 0.01
+    for i, (query, answer) in enumerate(zip(queries, answers, strict=True)):
+        with torch.no_grad():
+            logits = roles.actor(input_ids=torch.tensor([query + answer.ids])).logits[0]
+        logits = logits[len(query) - 1 : -1] / temperature
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        assert torch.allclose(rollout.entropy[i, : len(answer.ids)], entropy, atol=1e-5)
+
+
+def test_with_learning_rate_0_an_adapter_stays_its_trunk(family, trainer, reward):
+    made = trainer(
+        family, "model.layout=lora", "model.lora.r=4", f"reward_model={reward}",
+        "ppo.lr_scheduler=constant", "ppo.weight_decay=0.1",
+    )  # fmt: skip
+    made.optimisation.scheduler.base_lrs = [0.0, 0.0]
+    for group in made.optimisation.optimizer.param_groups:
+        group["lr"] = 0.0
+    before = {name: p.clone() for name, p in made.roles.trained.named_parameters()}
+    for _ in range(3):
+        metrics = made.step()
+        assert metrics["objective/kl"] == 0.0
+        assert metrics["policy/grad_norm"] > 0
+    after = dict(made.roles.trained.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    found = numbers(made.roles, family)
+    assert torch.equal(found["logprobs"], found["ref_logprobs"])
+    plain = load_policy(ModelSettings(name=str(family.policy)), torch.float32).eval()
+    prefer_causal(plain)
+    assert torch.equal(plain_logprobs(made.roles.actor, family), plain_logprobs(plain, family))
 
 
 def test_another_kind_of_reward_model_stays_whole_and_lends_its_head(llama, tmp_path, capsys):
@@ -198,6 +254,7 @@ def test_updates_leave_trunk_reference_and_reward_bit_for_bit(family, trainer, r
     assert (before["logprobs"] - after["logprobs"]).abs().max() > 1e-3
     assert (before["values"] - after["values"]).abs().max() > 1e-3
     plain = load_policy(ModelSettings(name=str(family.policy)), torch.float32).eval()
+    prefer_causal(plain)  # as the roles do; other kernels round otherwise
     assert all(torch.equal(w, trunk[n]) for n, w in plain.state_dict().items())
     with roles.adapters.use(None):
         assert torch.equal(plain_logprobs(roles.actor, family), plain_logprobs(plain, family))

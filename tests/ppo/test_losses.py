@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppo.losses import explained_variance, masked_mean, policy_loss, value_loss
 
@@ -116,3 +118,47 @@ def test_masked_mean_is_the_mean_of_what_is_kept():
         float(masked_mean(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[1.0, 1, 0]])))
         == 2.0
     )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    st.floats(0.01, 0.9),
+    st.integers(0, 2**31),
+)
+def test_losses_are_their_definitions_token_by_token(lengths, cliprange, seed):
+    draw = torch.Generator().manual_seed(seed)
+    width = max(lengths) + 1
+    new, old, advantages, returns = (
+        torch.randn(len(lengths), width, generator=draw, dtype=torch.float64) for _ in range(4)
+    )
+    mask = torch.tensor([[1.0] * n + [0.0] * (width - n) for n in lengths])
+    policy = policy_loss(new, old, advantages, mask, cliprange)
+    value = value_loss(new, old, returns, mask, cliprange)
+    sums = dict.fromkeys(("policy", "clipped", "kl", "ratio", "value", "limited"), 0.0)
+    for row, length in enumerate(lengths):
+        for t in range(length):
+            a, v, v0 = float(advantages[row, t]), float(new[row, t]), float(old[row, t])
+            target, ratio = float(returns[row, t]), math.exp(v - v0)
+            near = min(max(ratio, 1 - cliprange), 1 + cliprange)
+            sums["policy"] -= min(a * ratio, a * near)
+            sums["clipped"] += a * near < a * ratio
+            sums["kl"] += (v - v0) ** 2 / 2
+            sums["ratio"] += ratio
+            limited = min(max(v, v0 - cliprange), v0 + cliprange)
+            sums["value"] += max((v - target) ** 2, (limited - target) ** 2) / 2
+            sums["limited"] += (limited - target) ** 2 > (v - target) ** 2
+    found = [policy.loss, policy.clipped, policy.approx_kl, policy.ratio, value.loss, value.clipped]
+    assert [float(x) for x in found] == pytest.approx(list(sums.values()), rel=1e-9, abs=1e-9)
+    assert int(policy.tokens) == sum(lengths)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(2, 30), st.floats(-3, 3), st.floats(-2, 2), st.integers(0, 2**31))
+def test_explained_variance_is_what_a_regression_explains(count, shift, slope, seed):
+    """Values that are `slope` times the returns, off by a constant: 1 - (1 - slope)²."""
+    draw = torch.Generator().manual_seed(seed)
+    returns = torch.randn(1, count, generator=draw, dtype=torch.float64)
+    mask = torch.ones(1, count)
+    found = float(explained_variance(slope * returns + shift, returns, mask))
+    assert found == pytest.approx(1 - (1 - slope) ** 2, abs=1e-4)

@@ -1,7 +1,11 @@
 """Where the score lands, what the KL costs, and that padding cannot matter."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppo.rewards import RunningMoments, shape_scores, token_rewards
 
@@ -95,3 +99,52 @@ def test_moments_survive_a_checkpoint_and_one_score_has_no_spread():
     again = RunningMoments()
     again.load_state_dict(moments.state_dict())
     assert again.state_dict() == moments.state_dict()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    st.floats(0, 2),
+    st.sampled_from(["k1", "k2", "k3"]),
+    st.integers(0, 2**31),
+)
+def test_token_rewards_are_their_definition(lengths, beta, estimator, seed):
+    draw = torch.Generator().manual_seed(seed)
+    width = max(lengths) + 1
+    shape = len(lengths), width
+    logprobs, reference = (-torch.rand(shape, generator=draw).double() * 9 for _ in range(2))
+    scores = torch.randn(len(lengths), generator=draw).double()
+    mask = torch.tensor([[1.0] * n + [0.0] * (width - n) for n in lengths])
+    found = token_rewards(scores, logprobs, reference, mask, beta, estimator)
+    for row, length in enumerate(lengths):
+        for t in range(width):
+            log_r = float(reference[row, t] - logprobs[row, t])
+            kl = {"k1": -log_r, "k2": log_r**2 / 2, "k3": math.exp(log_r) - 1 - log_r}[estimator]
+            expected = 0.0 if t >= length else -beta * kl
+            expected += float(scores[row]) if t == length - 1 else 0.0
+            assert float(found[row, t]) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(st.floats(-20, 20), st.integers(1, 50), st.booleans()), min_size=1, max_size=8
+    ),
+    st.none() | st.floats(0.1, 10),
+    st.floats(0, 1),
+    st.none() | st.floats(0, 5),
+    st.sampled_from(["subtract", "replace"]),
+)
+def test_shaped_scores_are_their_definition(answers, clip, length_penalty, penalty, how):
+    scores, lengths, finished = zip(*answers, strict=True)
+    found = shape_scores(
+        torch.tensor(scores, dtype=torch.float64), torch.tensor(lengths, dtype=torch.float64),
+        torch.tensor(finished),
+        clip=clip, length_penalty=length_penalty, missing_eos_penalty=penalty, missing_eos=how,
+    )  # fmt: skip
+    for (score, length, done), value in zip(answers, found.tolist(), strict=True):
+        expected = score if clip is None else min(clip, max(-clip, score))
+        expected -= length_penalty * length
+        if not done and penalty is not None:
+            expected = -penalty if how == "replace" else expected - penalty
+        assert value == pytest.approx(expected, rel=1e-9, abs=1e-9)

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from ppo.config import PPOModelSettings
+from ppo.logprobs import token_stats
 from ppo.rewards import shape_scores, token_rewards
 from ppo.roles import Roles
 from ppo.rollout import (
     collate,
     micro_batches,
     response_places,
-    sample_rollout,
     score_rollout,
     select,
     unflatten,
@@ -22,9 +22,10 @@ from ppo.trunk import upper_half
 from tests.ppo.conftest import PROMPTS
 from workbench.chat import query_ids
 from workbench.config import load_config
-from workbench.generation import Response, SamplingSettings
+from workbench.generation import Response
 from workbench.models import ModelSettings, load_scorer, load_tokenizer
 from workbench.scorer import RewardModel
+from workbench.states import answer_states
 
 CPU = torch.device("cpu")
 NUMBERS = ("logprobs", "ref_logprobs", "values", "entropy", "scores", "response_mask")
@@ -124,6 +125,36 @@ def test_padding_and_micro_batches_change_nothing(roles, family):
     assert mixed.finished.tolist() == [answers[i].finished for i in order]
 
 
+@torch.no_grad()
+def test_left_right_and_no_padding_give_the_same_logprobs(family):
+    """Scoring pads on the right, decoding on the left; where neither pads, the same numbers."""
+    model = AutoModelForCausalLM.from_pretrained(family.policy, dtype=torch.float32).eval()
+    queries, answers = some_answers(family)
+    head, longest = model.get_output_embeddings(), max(len(a.ids) for a in answers)
+    right = collate(queries, answers, None, CPU)
+    assert (right.attention_mask[:, -1] == 0).any()
+    states = model.base_model(
+        input_ids=right.input_ids, attention_mask=right.attention_mask
+    ).last_hidden_state[right.rows, right.columns - 1]
+    tokens = right.input_ids[right.rows, right.columns]
+    flat = token_stats(states, head, tokens, 1.0).logprobs
+    padded_right = flat.split([len(answer.ids) for answer in answers])
+    seen = set()
+    for index, hidden in answer_states(model, queries, [a.ids for a in answers], 8):
+        for row, i in enumerate(index):
+            n = len(answers[i].ids)
+            tokens = torch.tensor(answers[i].ids)
+            left = token_stats(hidden[row, :n], head, tokens, 1.0).logprobs
+            ids = torch.tensor([queries[i] + answers[i].ids])
+            logits = model(input_ids=ids).logits[0, len(queries[i]) - 1 : -1]
+            none = torch.log_softmax(logits, -1).gather(-1, tokens[:, None])[:, 0]
+            assert torch.allclose(left, none, atol=1e-5)
+            assert torch.allclose(padded_right[i], none, atol=1e-5)
+            seen.add((len(queries[i]), n))
+    assert len(seen) == 6
+    assert longest == 6
+
+
 def test_padded_ids_are_never_read(roles, family):
     """Whatever id stands on padding, EOS = PAD or any other, the numbers are the same."""
     queries, answers = some_answers(family)
@@ -172,31 +203,6 @@ def test_kept_activations_give_the_same_numbers_again(roles, family):
     assert torch.allclose(spread, rollout.logprobs[index], atol=1e-5)
     spread = unflatten(values, batch, chosen, width)
     assert torch.allclose(spread, rollout.values[index], atol=1e-5)
-
-
-def test_sampling_is_repeatable_and_its_numbers_are_those_of_its_answers(roles, family):
-    eos = load_tokenizer(str(family.policy)).eos_token_id
-    queries, sampling = queries_of(family), SamplingSettings(max_new_tokens=6, batch_size=8)
-
-    def sampled(seed: int, size: int = 4):
-        return sample_rollout(
-            roles, queries, sampling,
-            eos_token_id=eos, seed=seed, micro_batch_size=size,
-        )  # fmt: skip
-
-    rollout = sampled(7)
-    assert rollout.queries == queries
-    assert sampled(7, 5).responses == rollout.responses
-    assert sampled(8).responses != rollout.responses
-    assert len({tuple(response.ids) for response in rollout.responses}) > 10
-    for response, done in zip(rollout.responses, rollout.finished.tolist(), strict=True):
-        assert done == response.finished == (response.ids[-1] == eos)
-        assert eos not in response.ids[:-1]
-        assert done or len(response.ids) == 6
-    assert 0 < int(rollout.finished.sum()) < len(queries)
-    again = score_rollout(roles, queries, rollout.responses, 1.0, 4)
-    for name in NUMBERS:
-        assert torch.equal(getattr(rollout, name), getattr(again, name)), name
 
 
 def test_collate_marks_exactly_the_response_tokens():

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    GraniteConfig,
     TrainerCallback,
     get_linear_schedule_with_warmup,
 )
@@ -139,6 +140,26 @@ def test_the_numbers_are_those_of_the_engine_run_from_folders(name, request, tra
     assert max((weight - start[key]).abs().max() for key, weight in theirs.items()) > 1e-3
     for key, weight in weights(facade.roles.trained).items():
         torch.testing.assert_close(weight, theirs[key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_accumulation_changes_memory_not_results(llama, lora):
+    found = []
+    for batch, steps in ((1, 8), (8, 1)):
+        arguments = {
+            "per_device_train_batch_size": batch, "gradient_accumulation_steps": steps,
+            "num_mini_batches": 1, "num_ppo_epochs": 1, "learning_rate": 2e-4,
+            "adam_epsilon": 1e-5,  # with 1e-8 a gradient of nothing but rounding takes a full step
+        }  # fmt: skip
+        config = LoraConfig(r=4, init_lora_weights=True) if lora else None
+        made = make(llama, arguments=arguments, peft_config=config)
+        start = weights(made.roles.trained)
+        made.update(made.score(made.rollout()))
+        found.append(weights(made.roles.trained))
+    moved = max(float((found[0][name] - start[name]).abs().max()) for name in start)
+    apart = max(float((found[0][name] - found[1][name]).abs().max()) for name in start)
+    assert moved > 1e-4
+    assert apart < 1e-6
 
 
 def test_tokens_text_and_conversations_are_the_same_data(llama):
@@ -370,6 +391,12 @@ def test_models_that_cannot_take_their_role(llama, qwen):
     two = AutoModelForSequenceClassification.from_pretrained(llama.policy, num_labels=2)
     small = scorer(llama)
     small.resize_token_embeddings(100)
+    granite = AutoModelForCausalLM.from_config(
+        GraniteConfig(
+            vocab_size=360, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, logits_scaling=2.0, pad_token_id=0,
+        )
+    )  # fmt: skip
     from peft import get_peft_model
 
     wrong = [
@@ -380,6 +407,7 @@ def test_models_that_cannot_take_their_role(llama, qwen):
         ({"reward_model": [small, small]}, "only one model can share"),
         ({"model": scorer(llama)}, "model: is a Llama.*; hand in an AutoModelForCausalLM"),
         ({"model": get_peft_model(policy(llama), LoraConfig())}, "model: is a PeftModel"),
+        ({"model": granite}, "model: rescales its logits .* granite models"),
     ]
     for given, message in wrong:
         with pytest.raises(UserError, match=message):

@@ -10,7 +10,6 @@ from prompts.assertions import (
     Output,
     check,
     item_assertions,
-    load_function,
     share_passed,
 )
 from prompts.items import Item
@@ -128,8 +127,8 @@ def test_a_python_function_from_a_file_or_a_module(functions, source):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("checks_of_mine.py:missing", "no function missing there"),
-        ("checks_of_mine.py:number", "no function number there"),
+        ("checks_of_mine.py:missing", "there is no function missing in checks_of_mine.py"),
+        ("checks_of_mine.py:number", "there is no function number in checks_of_mine.py"),
         ("nowhere.py:f", "cannot be imported"),
         ("no_such_module_here:f", "cannot be imported .ModuleNotFoundError"),
         ("checks_of_mine.py:broken", "item i1: ZeroDivisionError: division by zero"),
@@ -145,7 +144,7 @@ def test_importing_a_users_module_leaves_the_path_as_it_was(functions):
     import sys
 
     before = list(sys.path)
-    load_function("checks_of_mine:short", functions)
+    assert outcome("tiny", functions, type="python", value="checks_of_mine:short").passed
     assert sys.path == before
 
 

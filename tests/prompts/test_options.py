@@ -3,29 +3,8 @@ from pathlib import Path
 import pytest
 
 from prompts.library import LIBRARY
-from prompts.options import cache_file, library_of, named_fields, named_models
+from prompts.options import cache_file, library_of, named_fields
 from workbench.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("texts", "named"),
-    [
-        (["base=x,aligned=runs/demo/ppo/model"], {"base": "x", "aligned": "runs/demo/ppo/model"}),
-        (["a=x", "b=y, c=z"], {"a": "x", "b": "y", "c": "z"}),
-        (["runs/demo/ppo/model"], {"ppo": "runs/demo/ppo/model"}),
-        (["owner/name", "smollm2-135m-instruct"],
-         {"name": "owner/name", "smollm2-135m-instruct": "smollm2-135m-instruct"}),
-        (["a=b=c"], {"a": "b=c"}),
-    ],
-)  # fmt: skip
-def test_models_have_names(texts, named):
-    assert named_models(texts) == named
-
-
-@pytest.mark.parametrize("texts", [["a="], ["=x"], ["a=x,"], ["a=x", "a=y"], ["x", "x"]])
-def test_a_model_without_name_or_with_another_s_is_refused(texts):
-    with pytest.raises(UserError):
-        named_models(texts)
 
 
 def test_the_cache_is_one_for_all_runs_unless_another_or_none_is_asked_for(monkeypatch):

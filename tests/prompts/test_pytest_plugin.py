@@ -163,7 +163,7 @@ def test_a_model_without_baseline_is_an_error(suites):
         ("metrics: [nothing]\n", ["--prompt-suite", "gulls.yaml"],
          "*gulls.yaml:5: metrics.0: unknown metric; *"),
         ("", ["--prompt-suite", "gulls.yaml", "--prompt-models", "tiny=x"],
-         "two models are called 'tiny'; write name=source"),
+         "*two models are called 'tiny'; write name=model"),
         ("", ["--prompt-suite", "gulls.yaml", "--prompt-limit", "0"], "*limit=0 leaves no items*"),
     ],
 )  # fmt: skip

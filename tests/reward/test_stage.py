@@ -342,7 +342,7 @@ def test_a_killed_run_continues_to_the_same_model_and_a_finished_one_is_reused(
     capsys.readouterr()
     assert stage(tiny_llama, *options) == folder
     assert capsys.readouterr().err == "reward: runs/default/reward is up to date\n"
-    with pytest.raises(UserError, match=r"other settings \(reward.center_coefficient 0.0 -> 0.1\)"):
+    with pytest.raises(UserError, match=r"other settings \(reward.center_coefficient: 0.0 → 0.1\)"):
         stage(tiny_llama, *options, "reward.center_coefficient=0.1")
 
 

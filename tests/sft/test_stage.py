@@ -285,7 +285,7 @@ def test_a_finished_run_is_reused_and_a_changed_one_is_not(stage, tiny_llama, ro
     assert stage(tiny_llama, "sft.max_steps=1") == folder
     assert capsys.readouterr().err == "sft: runs/default/sft is up to date\n"
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match=r"other settings \(sft.max_steps 1 -> 2\)"):
+    with pytest.raises(UserError, match=r"other settings \(sft.max_steps: 1 → 2\)"):
         stage(tiny_llama, "sft.max_steps=2")
     written(rows, ROWS[:7])
     with pytest.raises(UserError, match="input 'data' changed, input 'test' changed"):

@@ -230,7 +230,7 @@ def test_a_ranking_takes_several_answers_of_each_model(tiny_llama):
         ("xy", PROMPTS, {"mode": "ranking"}, "2 models with 1 answers each; .* has 4 to 9"),
         ("xy", PROMPTS, {"mode": "chat"}, "in chat mode models answer while"),
         ("xy", [*PROMPTS, {"text": "?"}], {}, "answers: prompt 4: missing key 'prompt'"),
-        ("xy", [*PROMPTS, {"prompt": "word " * 600}], {}, "prompt 4: .* 512 positions of x"),
+        ("xy", [*PROMPTS, {"prompt": "word " * 600}], {}, "prompt 4: .* 512 positions of /"),
     ],
 )
 def test_what_models_cannot_answer_is_one_line(tiny_llama, models, prompts, extra, message):

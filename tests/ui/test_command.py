@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.ui.pages import Visitor, serving
+from tests.workbench.chat_server import chat_server
 from ui import command, schema
 from ui.accounts import list_users, verify
 from ui.campaigns import close_campaign, find_campaign
@@ -111,6 +112,24 @@ def test_models_answer_the_prompts_and_a_campaign_is_made(ui, opened, models, pr
     assert max(answer.tokens for answer in answers) <= 6
 
 
+def test_served_models_are_compared_like_others(ui, opened, tiny_llama, prompts):
+    with chat_server() as server:
+        models = f"local={tiny_llama},served={server.source()}"
+        code, err, _ = ui("--models", models, "--prompts", prompts, "--max-new-tokens", 6)
+        assert code == 0, err
+        code, err, _ = ui("--models", f"a={server.source('gone')},b={server.source()}")
+        assert (code, LINE.match(err) is not None) == (2, True)
+        assert "has no model 'gone'" in err
+    campaign, made = items(opened, "comparison")
+    assert campaign.models == {"local": str(tiny_llama), "served": server.source()}
+    assert len(made) == 5
+    with opened.reading() as session:
+        answers = session.scalars(select(Answer).where(Answer.model == "served")).all()
+    assert sorted(answer.text for answer in answers) == [
+        f"echo: Question {number}?" for number in range(5)
+    ]
+
+
 def test_a_second_start_serves_the_campaign_as_it_is(ui, opened, models, prompts):
     options = ("--models", models, "--prompts", prompts, "--max-new-tokens", 4)
     ui(*options)
@@ -195,11 +214,13 @@ def test_the_modes_are_those_of_the_schema():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "base"], "--models: 'base' is not name=model; write e.g. base=smollm2"),
         (["--models", "a=x,,b=y"], "--models: '' is not name=model"),
         (["--models", "=x"], "--models: '=x' is not name=model"),
         (["--models", "a=./no/such"], "./no/such: no such folder"),
-        (["--models", "a={llama},a={llama}"], "--models: 'a' stands there twice"),
+        (
+            ["--models", "a={llama},a={llama}"],
+            "--models: two models are called 'a'; write",
+        ),
         (["--models", "a={llama}", "--prompts", "{prompts}"], "1 models with 1 answers each"),
         (["--rows", "{prompts}", "--models", "a={llama}"], "--rows: it holds the answers"),
         (["--rows", "nowhere.jsonl"], "nowhere.jsonl: cannot read it"),

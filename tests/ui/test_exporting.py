@@ -270,8 +270,8 @@ def test_one_prompt_cannot_be_divided(store):
     [
         (Filters(min_raters=0), "--min-raters 0: must be at least 1"),
         (Filters(min_agreement=1.1), "--min-agreement 1.1: must be from 0 to 1"),
-        (Filters(min_gold_accuracy=-1), "--min-gold-accuracy -1: must be from 0 to 1"),
-        (Filters(test_fraction=1), "--test-fraction 1: must be from 0 to below 1"),
+        (Filters(min_gold_accuracy=-1), "--min-gold-accuracy -1.0: must be from 0 to 1"),
+        (Filters(test_fraction=1), "--test-fraction 1.0: must be from 0 to below 1"),
         (Filters(test_fraction=-0.1), "--test-fraction -0.1: must be from 0 to below 1"),
     ],
 )

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ppo.config import PPOStage
 from sft.config import SFTStage
-from workbench import embedded, run
+from tests.workbench.test_locks import held_elsewhere
+from workbench import embedded, identity, run
 from workbench.config import load_config
 from workbench.errors import UserError
 from workbench.files import MANIFEST, atomic_folder, sha256
+from workbench.locks import writer
 from workbench.run import StageRun, fingerprint, git_commit, processor, read_metrics, versions
 
 INPUTS = {"model": "m1", "data": "d1"}
@@ -231,14 +234,84 @@ def test_opening_an_unfinished_run_again_keeps_its_checkpoints_and_log(open_run)
     assert read_metrics(metrics(again)) == [{"step": 1, "loss": 2.0}]
 
 
-def test_an_unfinished_run_of_other_settings_starts_anew_and_says_why(open_run, capsys):
+def test_an_unfinished_run_of_other_settings_starts_anew_where_nothing_is_lost(open_run, capsys):
     stage = open_run()
     stage.log(1, {"loss": 2.0})
-    (stage.checkpoints / "checkpoint-1").mkdir(parents=True)
+    (stage.checkpoints / ".checkpoint-1.x1y2z3w4").mkdir(parents=True)  # cut off while written
     again = open_run("sft.epochs=9")
     assert not again.checkpoints.exists()
     assert not metrics(again).exists()
-    assert capsys.readouterr().err == f"{again.path}: starting anew (sft.epochs 2.0 -> 9.0)\n"
+    assert capsys.readouterr().err == f"{again.path}: starting anew (sft.epochs: 2.0 → 9.0)\n"
+
+
+def saved(stage: StageRun) -> dict[Path, bytes]:
+    """Leave two checkpoints in an unfinished run; returns all its files."""
+    stage.log(1, {"loss": 2.0})
+    for number in (9, 10):
+        (stage.checkpoints / f"checkpoint-{number}").mkdir(parents=True)
+        (stage.checkpoints / f"checkpoint-{number}" / "weights").write_bytes(b"1")
+    return {path: path.read_bytes() for path in stage.path.rglob("*") if path.is_file()}
+
+
+def test_other_settings_do_not_cost_an_unfinished_run_its_checkpoints(open_run, capsys):
+    stage = open_run()
+    before = saved(stage)
+    asked = ["sft.epochs=9", "run.seed=3", "data.limit=7", "sft.batch_size=64",
+             "sft.learning_rate=3e-3", "model.precision=fp32"]  # fmt: skip
+    message = refusal(open_run, *asked, inputs={"model": "m1", "data": "d2"})
+    assert message == (
+        f"{stage.path}: holds an unfinished run with other settings (run.seed: 0 → 3, "
+        "model.precision: auto → fp32, data.limit: null → 7, sft.learning_rate: 1e-05 → 0.003, "
+        "sft.epochs: 2.0 → 9.0, sft.batch_size: 8 → 64, input 'data' changed); "
+        "to go on from its checkpoint-10 give the old ones, which are in "
+        f"{stage.path / 'config.yaml'}; else choose another run.name, or set run.overwrite=true "
+        "to start anew"
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    assert open_run().saved() == stage.checkpoints / "checkpoint-10"
+    again = open_run("sft.epochs=9", "run.overwrite=true")
+    assert again.saved() is None
+    assert "starting anew (sft.epochs: 2.0 → 9.0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", ["missing", "damaged"])
+def test_checkpoints_of_unknown_settings_are_not_dropped_unasked(open_run, record):
+    stage = open_run()
+    saved(stage)
+    if record == "missing":
+        (stage.path / "environment.json").unlink()
+    else:
+        (stage.path / "environment.json").write_text("{", "utf-8")
+    assert f"(environment.json is {record})" in refusal(open_run)
+    assert stage.saved() is not None
+    assert open_run("run.overwrite=true").saved() is None
+
+
+def test_settings_that_may_change_are_named_and_the_run_goes_on(runs, capsys):
+    def opened(*overrides: str) -> StageRun:
+        given = [f"run.root={runs}", "reward_model=r", *overrides]
+        return StageRun("ppo", load_config(PPOStage, None, given), INPUTS)
+
+    stage = opened()
+    (stage.checkpoints / "update-000001").mkdir(parents=True)
+    capsys.readouterr()
+    opened("ppo.micro_batch_size=2", "ppo.save_every=3", "run.report_to=tensorboard")
+    said = capsys.readouterr().err
+    assert said == (
+        f"{stage.path}: going on with ppo.micro_batch_size: 8 → 2, ppo.save_every: 10 → 3\n"
+    )
+    assert stage.saved() is not None
+    opened("ppo.micro_batch_size=2", "ppo.save_every=3")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_caller_may_keep_what_another_configuration_left(open_run, runs):
+    stage = open_run()
+    saved(stage)
+    config = load_config(SFTStage, None, [f"run.root={runs}", "run.name=demo", "sft.epochs=9"])
+    again = StageRun("sft", config, INPUTS, replace=False)
+    assert again.saved() is not None
+    assert again.identity["fingerprint"] != stage.identity["fingerprint"]
 
 
 # Overwriting
@@ -254,7 +327,7 @@ def test_a_finished_run_of_other_settings_is_not_overwritten(open_run, done):
     before = {p: p.read_bytes() for p in done.rglob("*") if p.is_file()}
     assert refusal(open_run, "sft.epochs=9", "run.seed=3") == (
         f"{done}: holds a finished run with other settings "
-        "(run.seed 0 -> 3, sft.epochs 2.0 -> 9.0); "
+        "(run.seed: 0 → 3, sft.epochs: 2.0 → 9.0); "
         "choose another run.name, or set run.overwrite=true to replace it"
     )
     assert {p: p.read_bytes() for p in done.rglob("*") if p.is_file()} == before
@@ -265,7 +338,7 @@ def test_changed_inputs_are_named(open_run, done):
 
 
 def test_another_version_of_the_project_is_named(open_run, done, monkeypatch):
-    monkeypatch.setattr(run, "__version__", "99.0")
+    monkeypatch.setattr(identity, "__version__", "99.0")
     message = refusal(open_run)
     assert "99.0" in message
     assert "damaged" not in message
@@ -291,7 +364,7 @@ def test_overwrite_replaces_the_whole_folder(open_run, done, capsys):
     assert not stage.finished
     assert sorted(p.name for p in done.iterdir()) == ["config.yaml", "environment.json"]
     assert yaml.safe_load((done / "config.yaml").read_text("utf-8"))["sft"]["epochs"] == 9.0
-    assert "starting anew (sft.epochs 2.0 -> 9.0)" in capsys.readouterr().err
+    assert "starting anew (sft.epochs: 2.0 → 9.0)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp", "a/"])
@@ -396,3 +469,28 @@ def test_starting_sweeps_what_a_killed_run_left_half_written(open_run):
         (folder / "model.safetensors").write_bytes(b"half")
     open_run()
     assert not any(folder.exists() for folder in left)
+
+
+# Two processes
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(open_run, runs):
+    open_run().log(1, {"loss": 2.0})
+    before = {p: p.read_bytes() for p in (runs / "demo" / "sft").rglob("*") if p.is_file()}
+    with held_elsewhere(runs / "demo" / "sft") as process:
+        for overrides in ([], ["run.seed=5"]):
+            with pytest.raises(UserError, match=f"is being written by process {process.pid};"):
+                open_run(*overrides)
+    after = {p: p.read_bytes() for p in (runs / "demo" / "sft").rglob("*") if p.is_file()}
+    assert after == before
+    assert open_run().path == runs / "demo" / "sft"
+
+
+def test_a_stage_is_locked_while_it_runs_and_leaves_no_lock(open_run, runs):
+    stage = open_run()
+    assert writer(stage.path) is not None
+    complete(stage)
+    assert writer(stage.path) is None
+    assert [path.name for path in (runs / "demo").iterdir()] == ["sft"]
+    assert open_run().finished  # a finished run is looked at without a lock
+    assert [path.name for path in (runs / "demo").iterdir()] == ["sft"]

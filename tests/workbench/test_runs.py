@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.workbench.run_folders import ppo, reward, rlhf, sft, snapshot
 from workbench.errors import UserError
-from workbench.runs import changed_settings, find_run, read_stage, size, stage_state
+from workbench.runs import changed_settings, duration, find_run, read_stage, size, stage_state
 
 SEALED = ("config.yaml", "environment.json", "metrics.jsonl", "summary.json")
 
@@ -33,13 +34,17 @@ def test_a_finished_stage_is_finished_with_its_seed_start_and_summary():
     assert stage.summary["eval_loss"] == 1.23456
 
 
-def test_an_unfinished_stage_says_how_far_it_came():
+def test_an_unfinished_stage_says_how_far_it_came_and_who_is_writing_it():
     run = sft(finish=False)
     (run.checkpoints / "checkpoint-12").mkdir()
-    assert stage_state(run.path) == (
+    far = "last logged step 7; newest checkpoint at step 12"
+    who = f"process {os.getpid()} is writing it"
+    assert stage_state(run.path) == ("unfinished", f"{who}; {far}")
+    path = run.path
+    del run  # what it held goes with it, as at the end of its process
+    assert stage_state(path) == (
         "unfinished",
-        "stopped or still running; last logged step 7; newest checkpoint at step 12; "
-        "the same `rlhf` command continues",
+        f"stopped; {far}; the same `rlhf` command continues",
     )
 
 
@@ -87,7 +92,8 @@ def test_runs_are_listed_by_stage_in_their_order(capsys):
         ["reward", "finished", rows[2][2]],
         ["ppo", "finished", rows[3][2]],
     ]
-    assert rows[2][4] == "3"  # the seed
+    assert rows[2][3:6] == ["3", *duration(read_stage(Path("runs/demo/reward")).seconds).split()]
+    assert size(read_stage(Path("runs/demo/reward")).bytes) in out
     assert "notes" not in out
     assert "runs show NAME" in out
     assert max(len(line) for line in out.splitlines()) <= 80
@@ -115,10 +121,10 @@ def test_show_tells_settings_results_and_files(capsys):
 
 def test_stages_without_a_valid_default_are_compared_too(capsys):
     assert changed_settings(reward().path) == {
-        "run.seed": "3 (default 0)",
-        "data.train": '"pairs.jsonl" (default "")',
+        "run.seed": (3, 0),
+        "data.train": ("pairs.jsonl", ""),
     }
-    assert changed_settings(ppo().path) == {"reward_model": '"runs/demo/reward/model" (default "")'}
+    assert changed_settings(ppo().path) == {"reward_model": ("runs/demo/reward/model", "")}
     assert rlhf("runs", "show", "demo") == 0
     out = capsys.readouterr().out
     assert "9 entries, in summary.json" in out
