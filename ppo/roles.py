@@ -12,6 +12,7 @@ from ppo.config import PPOModelSettings
 from ppo.logprobs import TokenStats, check_logits, token_stats
 from ppo.lora import POLICY, REWARD, VALUE, Adapters, RewardAdapter, Role, read_reward_adapter
 from ppo.norms import quick_norms
+from ppo.top_layer import states_at
 from ppo.trunk import check_family, lower_half, same_lower_half, upper_half
 from workbench.attention import prefer_causal
 from workbench.errors import UserError
@@ -278,11 +279,7 @@ class Roles:
         """Return normalised reward model scores, read at the last token of each sequence, [B]."""
         if not self.reward_embedded:
             batch = batch._replace(hidden=None)
-        hidden = _forward(self.reward, batch)
-        last = batch.attention_mask.sum(-1) - 1
-        raw = apply_head(
-            self.reward_head, hidden[torch.arange(len(last), device=last.device), last]
-        )
+        raw = apply_head(self.reward_head, last_states(self.reward, batch))
         return (raw - self.mean) / self.std
 
     @torch.no_grad()
@@ -304,7 +301,13 @@ class Roles:
 def before_tokens(model: Any, batch: Batch) -> torch.Tensor:
     """Return the last hidden states from which the response tokens are predicted, [N, d]."""
     # The state *before* token t decides over it: column t - 1.
-    return _forward(model, batch)[batch.rows, batch.columns - 1]
+    return states_at(model, _inputs(batch), batch.rows, batch.columns - 1)
+
+
+def last_states(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the last hidden state of each sequence's last token, [B, d]."""
+    last = batch.attention_mask.sum(-1) - 1
+    return states_at(model, _inputs(batch), torch.arange(len(last), device=last.device), last)
 
 
 def response_tokens(batch: Batch) -> torch.Tensor:
@@ -312,14 +315,12 @@ def response_tokens(batch: Batch) -> torch.Tensor:
     return batch.input_ids[batch.rows, batch.columns]
 
 
-def _forward(model: Any, batch: Batch) -> torch.Tensor:
-    inputs = (
-        {"input_ids": batch.input_ids} if batch.hidden is None else {"inputs_embeds": batch.hidden}
-    )
+def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
     # Padding stands on the right: causal attention never looks at it, and positions count from 0.
     # Without a mask the attention kernel skips what the mask would only hide.
-    hidden: torch.Tensor = model(**inputs, use_cache=False).last_hidden_state
-    return hidden
+    if batch.hidden is None:
+        return {"input_ids": batch.input_ids}
+    return {"inputs_embeds": batch.hidden}
 
 
 def _like(settings: PPOModelSettings, name: str) -> ModelSettings:

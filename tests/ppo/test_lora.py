@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppo import roles as roles_module
 from ppo.config import PPOModelSettings
 from ppo.lora import POLICY, REWARD, VALUE
-from ppo.roles import Roles
+from ppo.roles import Roles, last_states
 from ppo.rollout import score_rollout
 from tests.ppo.conftest import MEAN, STD
 from tests.ppo.test_roles import CPU, perturb, plain_logprobs, some_answers, some_batch
@@ -151,9 +150,7 @@ def test_the_value_starts_as_the_reward_adapter(family, tmp_path, top):
     assert roles.reward_embedded == (top is not None)
     batch = some_batch(roles, family)
     with torch.no_grad():
-        states = roles_module._forward(roles.trained.value, batch)
-        last = states[torch.arange(len(states)), batch.attention_mask.sum(-1) - 1]
-        values = apply_head(roles.trained.value_head, last)
+        values = apply_head(roles.trained.value_head, last_states(roles.trained.value, batch))
     assert torch.allclose(values, roles.scores(batch), atol=1e-5)
     assert values.std() > 0.01
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, OPTConfig, PhiConfig
 
-from ppo import roles as roles_module
 from ppo.config import PPOModelSettings
-from ppo.roles import Roles, response_tokens
+from ppo.roles import Roles, last_states, response_tokens
 from ppo.rollout import collate, score_rollout
 from tests.ppo.conftest import MEAN, PROMPTS, STD, reward_folder
 from workbench.chat import query_ids
@@ -100,9 +99,7 @@ def test_value_at_the_last_token_starts_as_the_score(family, layout):
     roles = open_roles(family, layout)
     batch = some_batch(roles, family)
     with torch.no_grad():
-        states = roles_module._forward(roles.trained.value, batch)
-        last = states[torch.arange(len(states)), batch.attention_mask.sum(-1) - 1]
-        values = apply_head(roles.trained.value_head, last)
+        values = apply_head(roles.trained.value_head, last_states(roles.trained.value, batch))
     assert torch.allclose(values, roles.scores(batch), atol=1e-5)
 
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import ppo.backends
 import ppo.engine
 from ppo import stage
 from ppo.config import PPOStage
@@ -364,7 +365,7 @@ def canned_answers(actor, queries, sampling, *, eos_token_id, **_):
 
 def canned_main(folder: str) -> None:
     """Run `python -m ppo` with those answers and leave every process's weights in a folder."""
-    ppo.engine.generate = canned_answers
+    ppo.backends.generate = canned_answers
     real = ppo.engine.PPOEngine.train
 
     def train(self):
@@ -414,7 +415,7 @@ def test_two_processes_learn_what_one_does(llama, runs, prompts, tmp_path, monke
         trainers.append(self)
         real(self)
 
-    monkeypatch.setattr(ppo.engine, "generate", canned_answers)
+    monkeypatch.setattr(ppo.backends, "generate", canned_answers)
     monkeypatch.setattr(stage.PPOEngine, "train", train)
     one = stage.run(load_config(PPOStage, None, [*given, "run.name=one"]))
     alone = dict(trainers[0].roles.trained.named_parameters())
