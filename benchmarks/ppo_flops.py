@@ -21,6 +21,7 @@ class Shape:
 
     Attributes:
         layer: weights of the linear maps of one layer.
+        keys: those of them that give keys and values.
         head: weights of the output head.
         width: of the attention's queries, all heads together.
         length: tokens of a sequence, query and response.
@@ -29,6 +30,7 @@ class Shape:
     """
 
     layer: int
+    keys: int
     head: int
     width: int
     length: int
@@ -43,7 +45,13 @@ def shape(config: Any, query: int, response: int, batch: int) -> Shape:
     queries, keys = heads * size, config.num_key_value_heads * size
     layer = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
     return Shape(
-        layer, config.hidden_size * config.vocab_size, queries, query + response, response, batch
+        layer=layer,
+        keys=config.hidden_size * 2 * keys,
+        head=config.hidden_size * config.vocab_size,
+        width=queries,
+        length=query + response,
+        response=response,
+        batch=batch,
     )
 
 
@@ -52,9 +60,20 @@ def layer_products(shape: Shape) -> float:
     return 2.0 * shape.layer * shape.batch * shape.length
 
 
+def top_products(shape: Shape) -> float:
+    """Return those of the last layer's: all but keys and values for the response alone."""
+    own = (shape.layer - shape.keys) * shape.response
+    return 2.0 * shape.batch * (shape.keys * shape.length + own)
+
+
 def layer_attention(shape: Shape) -> float:
     """Return those of its attention: two products over half of the square, as it is causal."""
     return 2.0 * shape.batch * shape.width * shape.length**2
+
+
+def top_attention(shape: Shape) -> float:
+    """Return those of the last layer's attention, counted as half of its rectangle."""
+    return 2.0 * shape.batch * shape.width * shape.response * shape.length
 
 
 def update_flops(shape: Shape, layers: int, epochs: int) -> dict[str, float]:
@@ -73,10 +92,11 @@ def update_flops(shape: Shape, layers: int, epochs: int) -> dict[str, float]:
         `products` and `attention`, as `counted` gives them.
     """
     head = 2 * 2 * shape.head * shape.batch * shape.response
-    through = 3 * 2 * layers * epochs
+    through = 3 * 2 * epochs
     return {
-        "products": through * layer_products(shape) + epochs * head,
-        "attention": through * layer_attention(shape),
+        "products": through * ((layers - 1) * layer_products(shape) + top_products(shape))
+        + epochs * head,
+        "attention": through * ((layers - 1) * layer_attention(shape) + top_attention(shape)),
     }
 
 

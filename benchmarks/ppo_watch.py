@@ -57,7 +57,8 @@ class Watch:
             module.register_forward_pre_hook(self._passed, with_kwargs=True)
 
     def _passed(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():
+        # The value's own pass is over positions that the policy's has been through.
+        if torch.is_grad_enabled() and ("value",) not in args:
             given = [*kwargs.values(), *args]
             ids = next(found for found in map(_token_ids, given) if found is not None)
             self.tokens += ids.numel()

@@ -51,7 +51,7 @@ class Said:
 
 def is_served(source: str) -> bool:
     """Return whether a model's source is a server: `openai:http://host:port/v1#name`."""
-    return source.startswith(PREFIX)
+    return str(source).startswith(PREFIX)  # folders may come as paths
 
 
 class ServedModel:

@@ -8,7 +8,6 @@ from ppo.engine import PPOEngine
 from ppo.reward_sources import Query, RewardFunction, RewardSources
 from ppo.roles import Roles
 from tests.ppo.conftest import arguments
-from workbench.chat import query_ids
 from workbench.config import load_config
 from workbench.models import load_tokenizer
 from workbench.run import StageRun
@@ -44,15 +43,15 @@ def learned(family, runs, prompts, *overrides: str) -> tuple[torch.Tensor, ...]:
         *arguments(family, runs, prompts),
         "reward_model=", "rewards.functions=[mine:reward]", "rollout.max_new_tokens=1",
         "rollout.batch_size=512", "ppo.batch_size=512", "ppo.micro_batch_size=512",
-        "ppo.total_episodes=30720", "ppo.num_mini_batches=1", "ppo.num_ppo_epochs=2",
+        "ppo.total_episodes=81920", "ppo.num_mini_batches=1", "ppo.num_ppo_epochs=2",
         "ppo.missing_eos_penalty=null", f"ppo.kl_coef={BETA}",
-        "ppo.learning_rate=1e-2", "ppo.value_learning_rate=1e-2", "ppo.vf_coef=1",
-        "ppo.cliprange_value=10", *overrides,
+        "ppo.learning_rate=3e-3", "ppo.value_learning_rate=1e-2", "ppo.vf_coef=1",
+        "ppo.cliprange_value=10", "monitors.samples_every=0", *overrides,
     ]  # fmt: skip
     config = load_config(PPOStage, None, given)
     tokenizer = load_tokenizer(config.model.name)
     roles = Roles(config.model, None, torch.device("cpu"))
-    ids = query_ids(tokenizer, "go")
+    ids = [5]  # one token to read: all time goes into what is learned
     reference = distribution(roles.actor, ids)
     prizes = torch.zeros(len(reference)).double()
     prizes[reference.topk(6).indices] = PRIZES
