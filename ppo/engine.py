@@ -229,14 +229,15 @@ class PPOEngine:
     def next_queries(self) -> list[Query]:
         """Return this process's queries; every prompt comes once before any comes twice."""
         count, batch = len(self.train_queries), self.args.batch_size
+        orders: dict[int, list[int]] = {}  # one for each pass over the prompts
         first = self.global_step * batch + self.accelerator.process_index * self.local_batch_size
         chosen = []
         for position in range(first, first + self.local_batch_size):
-            generator = torch.Generator().manual_seed(
-                _mix(self.config.run.seed, 2, position // count, 0)
-            )
-            order = torch.randperm(count, generator=generator)
-            chosen.append(self.train_queries[int(order[position % count])])
+            number, place = divmod(position, count)
+            if number not in orders:
+                generator = torch.Generator().manual_seed(_mix(self.config.run.seed, 2, number, 0))
+                orders[number] = torch.randperm(count, generator=generator).tolist()
+            chosen.append(self.train_queries[orders[number][place]])
         return chosen
 
     def evaluate(self) -> dict[str, float]:

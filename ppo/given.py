@@ -13,7 +13,7 @@ from ppo.norms import quick_norms
 from ppo.roles import ActorCritic, Roles
 from workbench.attention import prefer_causal
 from workbench.errors import UserError
-from workbench.models import RESCALED, LoraSettings, compute_dtype
+from workbench.models import LoraSettings, check_plain_logits, compute_dtype
 from workbench.scorer import read_normalizer, write_normalizer
 
 if TYPE_CHECKING:
@@ -178,14 +178,7 @@ def _check_policy(policy: Any) -> None:
         )
     if not hasattr(policy, "get_output_embeddings") or policy.get_output_embeddings() is None:
         raise UserError(f"model: is a {type(policy).__name__}; hand in an AutoModelForCausalLM")
-    for key, neutral in RESCALED.items():
-        value = policy.config.get_text_config(decoder=True).to_dict().get(key, neutral)
-        if value not in (None, neutral):
-            raise UserError(
-                f"model: rescales its logits after the head, as {policy.config.model_type} models "
-                f"do ({key}={value}), which is not done here, so that its probabilities would be "
-                "wrong; use a model without it"
-            )
+    check_plain_logits(policy, "model")
 
 
 def _check_scorer(name: str, model: Any) -> None:

@@ -14,6 +14,7 @@ from workbench.chat import example_ids
 from workbench.data import Kind, load, split_by_prompt
 from workbench.errors import UserError
 from workbench.logs import console
+from workbench.models import most_positions
 from workbench.scorer import pad_right
 
 if TYPE_CHECKING:
@@ -218,8 +219,7 @@ def encode(
 
 
 def _check_positions(settings: PtxSettings, roles: Roles, name: str) -> None:
-    sizes = roles.actor.config.to_dict()
-    positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
+    positions = most_positions(roles.actor.config)
     if positions is not None and settings.max_length > positions:
         raise UserError(
             f"ptx.max_length={settings.max_length}: beyond the {positions} positions of {name}; "

@@ -22,7 +22,7 @@ from workbench.errors import UserError
 from workbench.files import atomic_folder
 from workbench.judge import GoldJudge
 from workbench.logs import console
-from workbench.models import ModelSettings, load_policy, load_tokenizer
+from workbench.models import ModelSettings, load_policy, load_tokenizer, most_positions
 from workbench.run import StageRun, read_metrics
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ def _role(config: PPOStage, tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def _check_positions(config: PPOStage, roles: Roles, longest: int) -> None:
-    sizes = roles.actor.config.to_dict()
-    positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
+    positions = most_positions(roles.actor.config)
     answer = config.rollout.max_new_tokens
     if positions is not None and longest + answer > positions:
         raise UserError(

@@ -30,6 +30,7 @@ from workbench.errors import UserError
 from workbench.files import digest
 from workbench.generation import Response, SamplingSettings
 from workbench.logs import console
+from workbench.models import most_positions
 from workbench.run import StageRun
 
 if TYPE_CHECKING:
@@ -385,8 +386,7 @@ def _name(model: Any, default: str) -> str:
 
 
 def _check_positions(model: Any, args: PPOConfig, longest: int) -> None:
-    sizes = model.config.to_dict()
-    positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
+    positions = most_positions(model.config)
     if positions is not None and longest + args.response_length > positions:
         raise UserError(
             f"PPOConfig: response_length={args.response_length}: after the longest prompt of "

@@ -20,7 +20,14 @@ from workbench import embedded
 from workbench.errors import UserError
 from workbench.files import digest, sha256
 from workbench.logs import progress
-from workbench.models import ModelSettings, Precision, load_policy, load_tokenizer, locate
+from workbench.models import (
+    ModelSettings,
+    Precision,
+    load_policy,
+    load_tokenizer,
+    locate,
+    most_positions,
+)
 from workbench.run import fingerprint
 
 if TYPE_CHECKING:
@@ -307,8 +314,7 @@ class CachedModel:
         return [{"logprob": math.fsum(row)} for row in rows]
 
     def _check_length(self, query: Query, new_tokens: int) -> None:
-        config = self.policy.config.get_text_config(decoder=True).to_dict()
-        context = config.get("max_position_embeddings") or config.get("n_positions")
+        context = most_positions(self.policy.config)
         if context is not None and len(query.ids) + new_tokens > context:
             raise UserError(
                 f"{query.name}: {len(query.ids)} tokens and up to {new_tokens} of answer are more "

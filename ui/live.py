@@ -13,7 +13,7 @@ from ui.chats import Reply
 from ui.errors import Refused
 from workbench.chat import Messages, decode, query_ids
 from workbench.generation import SamplingSettings, StopText, generate
-from workbench.models import ModelSettings, load_policy, load_tokenizer
+from workbench.models import ModelSettings, load_policy, load_tokenizer, most_positions
 from workbench.served import Said, ServedModel, is_served
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class LiveModels:
 
     def _query(self, loaded: _Model, messages: Messages) -> list[int]:
         query = query_ids(loaded.tokenizer, messages)
-        sizes = loaded.model.config.to_dict()
-        positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
+        positions = most_positions(loaded.model.config)
         if positions is not None and len(query) + self.sampling.max_new_tokens > positions:
             raise Refused("invalid", "this is too long for the models; vote, or write less")
         return query

@@ -67,12 +67,11 @@ def _loaded_answers(
 ) -> list[Answered]:
     from workbench.chat import decode, query_ids
     from workbench.generation import generate
-    from workbench.models import ModelSettings, load_policy, load_tokenizer
+    from workbench.models import ModelSettings, load_policy, load_tokenizer, most_positions
 
     model, tokenizer = load_policy(ModelSettings(name=source)), load_tokenizer(source)
     queries = [query_ids(tokenizer, prompt) for prompt in asked]
-    sizes = model.config.to_dict()
-    positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
+    positions = most_positions(model.config)
     longest = max(map(len, queries), default=0)
     if positions is not None and longest + sampling.max_new_tokens > positions:
         number = [len(query) for query in queries].index(longest) // samples + 1

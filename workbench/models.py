@@ -13,7 +13,7 @@ from workbench.served import is_served
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Precision = Literal["auto", "bf16", "fp32"]
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -152,15 +152,35 @@ def load_policy(settings: ModelSettings, dtype: "torch.dtype | None" = None) -> 
     from transformers import AutoModelForCausalLM
 
     model = _load(AutoModelForCausalLM, settings, dtype)
+    check_plain_logits(model, settings.name)
+    return model
+
+
+def check_plain_logits(model: "PreTrainedModel", name: str) -> None:
+    """Refuse a model whose config says that its logits are more than what its head gives.
+
+    Args:
+        model: causal language model.
+        name: under which the user knows it.
+
+    Raises:
+        UserError: names the family and the setting.
+    """
     for key, neutral in RESCALED.items():
         value = model.config.get_text_config(decoder=True).to_dict().get(key, neutral)
         if value not in (None, neutral):
             raise UserError(
-                f"{settings.name}: rescales its logits after the head, as "
-                f"{model.config.model_type} models do ({key}={value}), which is not done here, so "
-                "that its probabilities would be wrong; use a model without it"
+                f"{name}: rescales its logits after the head, as {model.config.model_type} models "
+                f"do ({key}={value}), which is not done here, so that its probabilities would be "
+                "wrong; use a model without it"
             )
-    return model
+
+
+def most_positions(config: "PreTrainedConfig") -> int | None:
+    """Return how many tokens a model can see, or None where its config sets no bound."""
+    sizes = config.get_text_config(decoder=True).to_dict()
+    positions: int | None = sizes.get("max_position_embeddings", sizes.get("n_positions"))
+    return positions
 
 
 def load_scorer(settings: ModelSettings, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":

@@ -179,6 +179,9 @@ def test_two_passes_equal_a_plain_loop(family, trainer):
         "ppo.weight_decay=0.01", "ppo.cliprange=0.05", "ppo.cliprange_value=0.02",
         "ppo.learning_rate=1e-3", "ppo.value_learning_rate=2e-3", "ppo.gamma=0.9",
         "ppo.vf_coef=0.5", "ppo.kl_coef=0.3",
+        # The loop has the usual kernels, which round otherwise: a gradient of nothing but rounding
+        # must not take a visible step.
+        "ppo.adam_epsilon=1e-4",
     )  # fmt: skip
     perturb(made)  # a policy away from its reference, so that the KL penalty is not 0
     moved = {name: weight.clone() for name, weight in made.roles.actor.state_dict().items()}
@@ -196,9 +199,8 @@ def test_two_passes_equal_a_plain_loop(family, trainer):
     trained = made.roles.trained
     made.roles.sync_actor()
     found = made.roles.actor.state_dict()
-    # The plain loop has the usual kernels, which round otherwise; a step is 1e-3.
-    assert distance(found, policy.state_dict()) < 5e-5
-    assert distance(trained.value.state_dict(), critic.base_model.state_dict()) < 5e-5
+    assert distance(found, policy.state_dict()) < 1e-5
+    assert distance(trained.value.state_dict(), critic.base_model.state_dict()) < 1e-5
     assert (trained.value_head.weight[0] - weight).abs().max() < 1e-5
     assert abs(float(trained.value_head.bias.detach()) - float(bias.detach())) < 1e-5
     assert distance(found, moved) > 1e-4
@@ -622,9 +624,9 @@ def test_without_a_whole_checkpoint_the_log_starts_anew(llama, trainer, monkeypa
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_learns_what_is_rewarded(llama, trainer, monkeypatch, layout):
     """The score is the share of even tokens among an answer's tokens; chance gives about a half."""
-    rate = "6e-3" if layout == "lora" else "3e-3"
+    rate = "4e-3" if layout == "lora" else "3e-3"
     made = trainer(
-        llama, *LAYOUTS[layout], "ppo.total_episodes=384", "ppo.batch_size=32",
+        llama, *LAYOUTS[layout], "ppo.total_episodes=256", "ppo.batch_size=32",
         "ppo.num_ppo_epochs=4", "ppo.micro_batch_size=32", f"ppo.learning_rate={rate}",
         "ppo.lr_scheduler=constant", "ppo.kl_coef=0.0", "ppo.missing_eos_penalty=null",
     )  # fmt: skip
@@ -637,7 +639,7 @@ def test_it_learns_what_is_rewarded(llama, trainer, monkeypatch, layout):
         return sums[0] / sums[1]
 
     monkeypatch.setattr(made.roles, "scores", even)
-    scores = [made.step()["objective/scores"] for _ in range(12)]
+    scores = [made.step()["objective/scores"] for _ in range(8)]
     assert 0.3 < scores[0] < 0.75
     assert sum(scores[-2:]) / 2 > scores[0] + 0.12
     # The actor that is saved has learned it, not only the module that was trained.
