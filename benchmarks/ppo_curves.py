@@ -147,18 +147,22 @@ def table(curves: list[Curve]) -> str:
 
 
 def paint(axes: "Axes", curves: list[Curve]) -> str:
-    """Paint gold against KL, a line per run."""
-    seen: set[str] = set()
-    for curve in curves:
-        means: list[Any] = [float(np.mean(row)) for row in curve.gold]
-        label = None if curve.layout in seen else curve.layout
-        seen.add(curve.layout)
-        axes.plot(curve.kl, means, color=COLOURS[SHADES[curve.layout]], marker="o", markersize=3,
-                  label=label)  # fmt: skip
+    """Paint gold against KL: a pale line a run, and a strong one for the mean of a layout's."""
+    for layout in dict.fromkeys(curve.layout for curve in curves):
+        own = [curve for curve in curves if curve.layout == layout]
+        golds: list[Any] = [[float(np.mean(row)) for row in curve.gold] for curve in own]
+        colour = COLOURS[SHADES[layout]]
+        for curve, gold in zip(own, golds, strict=True):
+            axes.plot(curve.kl, gold, color=colour, linewidth=0.8, alpha=0.3)
+        # A run that was stopped early has fewer evaluations than the others.
+        count = min(map(len, golds))
+        kl = np.mean([curve.kl[:count] for curve in own], axis=0)
+        mean = np.mean([gold[:count] for gold in golds], axis=0)
+        axes.plot(kl, mean, color=colour, marker="o", markersize=4, label=layout)
     axes.set_xlabel("KL to the SFT policy, nats per answer")
     axes.set_ylabel("gold score, held-out prompts")
     axes.legend(fontsize=8)
-    return "Gold score against KL in each layout, one line per seed"
+    return "Gold score against KL in each layout: single runs pale, their mean strong"
 
 
 if __name__ == "__main__":
