@@ -26,6 +26,11 @@ class DataSettings:
         "prompt–completion data whose scores get mean 0 and variance 1; null takes the chosen "
         "answers",
     )
+    streaming: bool = option(
+        False,
+        "keep rows and tokens on disk instead of in memory, and read hub data while it arrives",
+        free=True,
+    )
     limit: int | None = option(None, "read at most this many rows")
     skip_bad_rows: bool = option(
         False, "count and list rows that cannot be read instead of stopping"

@@ -1,13 +1,14 @@
 """Preferences as token rows, each a prompt with all its pairs, as in InstructGPT (appendix C.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import comb
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.chat import query_ids, response_ids
-from workbench.data import group_key
+from workbench.data import Mapped, Spool, group_key
 from workbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Comparison:
 class Comparisons:
     """A tokenised data set and what was left out of it."""
 
-    rows: list[Comparison]
+    rows: Sequence[Comparison]
     ties: int
     identical: int
     too_long: int
@@ -57,6 +58,7 @@ def tokenize(
     max_length: int,
     source: str,
     drop_long_rows: bool,
+    folder: Path | None = None,
 ) -> Comparisons:
     """Encode preference or ranking rows; pairs that teach nothing are left out and counted.
 
@@ -66,11 +68,20 @@ def tokenize(
     of a ranking), `chosen_finished`, `rejected_finished`. Otherwise cut-off answers would be
     learned as complete ones.
 
+    Args:
+        rows: checked, `preference` or `ranking`.
+        tokenizer: of the reward model.
+        max_length: longest query and answer, in tokens.
+        source: of the rows, as messages name it.
+        drop_long_rows: whether pairs over the length are left out, or stop the stage.
+        folder: for the tokens; None keeps them in memory.
+
     Raises:
         UserError: when nothing is left, at a flag that is neither true nor false, or at the first
             over-long pair with `drop_long_rows` false.
     """
     kept: list[Comparison] = []
+    spool = None if folder is None else Spool(folder)
     counts = {"ties": 0, "identical": 0, "too_long": 0, "zero_weight": 0}
     for number, row in enumerate(rows, start=1):
         query = query_ids(tokenizer, row["prompt"])
@@ -102,22 +113,25 @@ def tokenize(
         if not pairs:
             continue
         weight = own / comb(len(texts), 2)
-        kept.append(
-            Comparison(
-                chosen_ids=[encoded[i] for i, _ in pairs],
-                rejected_ids=[encoded[j] for _, j in pairs],
-                weight=[weight] * len(pairs),
-                margin=[margin] * len(pairs),
-                group=group_key(row),
-                category=str(row.get("category") or ""),
-            )
+        comparison = Comparison(
+            chosen_ids=[encoded[i] for i, _ in pairs],
+            rejected_ids=[encoded[j] for _, j in pairs],
+            weight=[weight] * len(pairs),
+            margin=[margin] * len(pairs),
+            group=group_key(row),
+            category=str(row.get("category") or ""),
         )
-    if not kept:
+        if spool is None:
+            kept.append(comparison)
+        else:
+            spool.append(asdict(comparison))
+    found = kept if spool is None else Mapped(spool, lambda row: Comparison(**row))
+    if not found:
         left_out = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
         raise UserError(
             f"{source}: no usable pair is left ({left_out}); check it with `rlhf data check`"
         )
-    return Comparisons(kept, **counts)
+    return Comparisons(found, **counts)
 
 
 def _answers(row: dict[str, Any], where: str) -> tuple[list[Any], list[bool], list[int], float]:

@@ -1,5 +1,6 @@
 """How good a reward model is on held-out pairs: accuracy, calibration, and length's share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class ScoredPairs:
     categories: list[str]
 
 
-def score_pairs(model: RewardModel, rows: list[Comparison]) -> ScoredPairs:
+def score_pairs(model: RewardModel, rows: Sequence[Comparison]) -> ScoredPairs:
     """Score every different answer once and spread the scores over the pairs."""
     texts = {tuple(ids) for row in rows for ids in (*row.chosen_ids, *row.rejected_ids)}
     known = sorted(texts)
@@ -45,7 +46,7 @@ def score_pairs(model: RewardModel, rows: list[Comparison]) -> ScoredPairs:
     )
 
 
-def evaluate(pairs: ScoredPairs, train: list[Comparison]) -> dict[str, Any]:
+def evaluate(pairs: ScoredPairs, train: Sequence[Comparison]) -> dict[str, Any]:
     """Return the numbers of a reward model's summary.
 
     The length-only baseline learns its direction (longer or shorter wins) on the training pairs.

@@ -23,6 +23,11 @@ class DataSettings:
     )
     test_split: str | None = option(None, "split of `test` to read")
     test_fraction: float = option(0.1, "share of prompts held out when `test` is null")
+    streaming: bool = option(
+        False,
+        "keep rows and tokens on disk instead of in memory, and read hub data while it arrives",
+        free=True,
+    )
     limit: int | None = option(None, "read at most this many rows")
     skip_bad_rows: bool = option(
         False, "count and list rows that cannot be read instead of stopping"

@@ -207,7 +207,7 @@ def _read_prompts(source: str, split: str | None, limit: int | None) -> list[dic
     kinds: tuple[Kind, ...] = ("prompt_only", "prompt_completion", "preference", "ranking")
     if source == "demo:prompts" and split is None:
         split = "test"  # nothing was trained on them
-    return load(source, kinds, split=split, limit=limit).rows
+    return list(load(source, kinds, split=split, limit=limit).rows)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

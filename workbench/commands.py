@@ -78,7 +78,7 @@ def generate(
     kinds: tuple[Kind, ...] = ("prompt_only", "prompt_completion", "preference", "ranking")
     rows: list[dict[str, Any]] = [{"prompt": text} for text in prompt or []]
     if prompts:
-        rows = load(prompts, kinds, split=split, limit=limit).rows
+        rows = list(load(prompts, kinds, split=split, limit=limit).rows)
     found = answer_prompts(
         model,
         [row["prompt"] for row in rows],

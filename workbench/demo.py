@@ -286,7 +286,7 @@ def _judge() -> GoldJudge:
 
 def _prompts(split: str, count: int) -> list[dict[str, Any]]:
     """Return a split's first prompts; categories take turns in the file, so any n cover them."""
-    return load("demo:prompts", ("prompt_only",), split=split).rows[:count]
+    return list(load("demo:prompts", ("prompt_only",), split=split).rows[:count])
 
 
 def _data_fingerprint() -> str:

@@ -112,6 +112,11 @@ class StageRun:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def data(self) -> Path:
+        """The folder of rows and tokens kept on disk while the stage runs, of this process."""
+        return self.path / "data" / os.environ.get("RANK", "0")
+
     def saved(self) -> Path | None:
         """Return the newest checkpoint, whole or not, or None."""
         found = [path for path in self.checkpoints.glob("*-*") if not path.name.startswith(".")]
@@ -177,7 +182,8 @@ class StageRun:
         ]
         files = {path.name: sha256(path) for path in kept if path.is_file()}
         write_json(self.path / "done.json", {"files": files})
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, self.path / "data"):
+            shutil.rmtree(folder, ignore_errors=True)
         self._lock.release()
         self.finished = True
 

@@ -80,7 +80,7 @@ def check(
         for split in splits_of(each) or (None,):
             loaded = load(each, KINDS, split=split, skip_bad_rows=skip_bad_rows)
             skipped += loaded.skipped
-            named += _by_column(_Rows(loaded.source, loaded.kind, loaded.rows))
+            named += _by_column(_Rows(loaded.source, loaded.kind, list(loaded.rows)))
     prompts = [_distinct(part) for part in named]
     parts = [
         _part(part, found, tokenizer, max_length)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from workbench.data.conversations import RowError, shorten
 from workbench.data.formats import COLUMNS, KINDS, Kind, check_row, detect_kind, is_conversational
 from workbench.data.reading import SUFFIXES, Located, read_rows
+from workbench.data.spool import Spool
 from workbench.errors import UserError
 from workbench.passwords import masked
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 DEMO = ("prompts", "demonstrations")
 
@@ -60,13 +61,13 @@ class Loaded:
 
     Attributes:
         kind: what every row is.
-        rows: the rows, in the order of the source, extra columns kept.
+        rows: the rows, in the order of the source, extra columns kept; a list, or on disk.
         source: where they come from, as messages and reports name it.
         skipped: the rows left out by `skip_bad_rows`, one `file:line: why` each.
     """
 
     kind: Kind
-    rows: list[dict[str, Any]]
+    rows: Sequence[dict[str, Any]]
     source: str
     skipped: tuple[str, ...]
 
@@ -78,6 +79,7 @@ def load(
     split: str | None = None,
     limit: int | None = None,
     skip_bad_rows: bool = False,
+    spool: Path | None = None,
 ) -> Loaded:
     """Load and check the rows of a file, a folder, the demo's data, human votes or a hub data set.
 
@@ -93,6 +95,8 @@ def load(
             has this value.
         limit: at most this many rows, from the start.
         skip_bad_rows: list bad rows in `Loaded.skipped` rather than stop at the first.
+        spool: folder to keep the rows in rather than in memory; a hub data set is then read while
+            it arrives, and no further than `limit`. None keeps them in memory.
 
     Raises:
         UserError: for a source that cannot be read, a kind that is not accepted, the first bad
@@ -100,8 +104,9 @@ def load(
     """
     if limit is not None and limit < 1:
         raise UserError(f"{source}: limit={limit} leaves no rows; use 1 or more, or no limit")
-    label, pieces, wanted = _choose(masked(source), _open(source), split)
-    sink = _Sink(wanted, limit, skip_bad_rows)
+    splits = _open(source, streaming=spool is not None)
+    label, pieces, wanted = _choose(masked(source), splits, split)
+    sink = _Sink(wanted, limit, skip_bad_rows, [] if spool is None else Spool(spool))
     for piece in pieces:
         if not sink.full:
             sink.take(piece, accept)
@@ -140,9 +145,15 @@ def _choose(
 class _Sink:
     """Collects checked rows of one kind and one form from one piece after another."""
 
-    def __init__(self, wanted: str | None, limit: int | None, skip: bool) -> None:
+    def __init__(
+        self,
+        wanted: str | None,
+        limit: int | None,
+        skip: bool,
+        rows: "list[dict[str, Any]] | Spool",
+    ) -> None:
         self.kind: Kind | None = None
-        self.rows: list[dict[str, Any]] = []
+        self.rows = rows
         self.skipped: list[str] = []
         self._wanted, self._limit, self._skip = wanted, limit, skip
         self._first_piece = ""
@@ -170,13 +181,13 @@ class _Sink:
         for where, raw in chain(head, stream):
             try:
                 row = self._check(where, raw, kind)
+                if row is not None:
+                    self.rows.append(row)
             except RowError as error:
                 if not self._skip:
                     raise UserError(f"{where}: {error}") from None
                 self.skipped.append(f"{where}: {error}")
                 continue
-            if row is not None:
-                self.rows.append(row)
             if self.full:
                 return
 
@@ -242,7 +253,7 @@ def _in_split(row: dict[str, Any], wanted: str) -> bool:
     return bool(value == wanted)
 
 
-def _open(source: str) -> _Splits:
+def _open(source: str, *, streaming: bool = False) -> _Splits:
     """Return the pieces of each split; the single key `""` stands for an undivided source."""
     if not source.strip():
         raise UserError("the data source is empty; name a file, a folder or a hub id")
@@ -261,7 +272,7 @@ def _open(source: str) -> _Splits:
         raise UserError(f"{shorten(source)}: not a usable path ({error})") from None
     if _looks_local(source, path):
         raise UserError(f"{source}: no such file or folder{_nearest(path)}")
-    return _hub(source)
+    return _hub(source, streaming)
 
 
 def _file(path: Path) -> _Piece:
@@ -330,6 +341,20 @@ def _dataset_rows(dataset: "Dataset", label: str) -> Iterator[Located]:
         yield f"{label}:{number}", row
 
 
+def _arriving(dataset: "IterableDataset", label: str) -> Iterator[Located]:
+    from datasets.exceptions import DatasetsError
+
+    number = 0
+    try:
+        for number, row in enumerate(dataset, start=1):
+            yield f"{label}:{number}", row
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise UserError(
+            f"{label}: stopped arriving after row {number} ({shorten(str(error), 160)}); check the "
+            "network and start again"
+        ) from None
+
+
 def _looks_local(source: str, path: Path) -> bool:
     if not _HUB_ID.fullmatch(source) or path.suffix.lower() in SUFFIXES:
         return True
@@ -351,17 +376,23 @@ def _nearest(path: Path) -> str:
     return f"; nothing in {missing.parent} has a like name (a hub id is owner/name)"
 
 
-def _hub(source: str) -> _Splits:
+def _hub(source: str, streaming: bool) -> _Splits:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     name, _, config = source.partition(":")
     try:
-        loaded = load_dataset(name, config or None)
+        loaded = load_dataset(name, config or None, streaming=streaming)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(
             f"{source}: not a local file, and not loadable from the hub ({shorten(str(error), 160)}"
             "); check the name and the network, or name a local file or folder, demo:prompts or "
             "demo:demonstrations"
         ) from None
-    return {split: [_part(f"{source} ({split})", part)] for split, part in loaded.items()}
+    if not streaming:
+        return {split: [_part(f"{source} ({split})", part)] for split, part in loaded.items()}
+    labels = {split: f"{source} ({split})" for split in loaded}
+    return {
+        split: [_Piece(labels[split], partial(_arriving, part, labels[split]))]
+        for split, part in loaded.items()
+    }

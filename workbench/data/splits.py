@@ -1,10 +1,12 @@
 """Splits by prompt: all rows of one prompt stay on one side, whatever the order of the rows."""
 
 import unicodedata
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.data.conversations import Text
+from workbench.data.spool import pick
 from workbench.errors import UserError
 from workbench.files import digest
 
@@ -24,20 +26,22 @@ def group_key(row: Mapping[str, Any]) -> str:
     return digest(_canonical(_prompt(row)))
 
 
-def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split_by_prompt(
+    rows: Sequence[Row], fraction: float, seed: int
+) -> tuple[Sequence[Row], Sequence[Row]]:
     """Split rows into (train, held out) such that no prompt is on both sides.
 
     The prompts are ordered by a hash with the seed and the first ones held out, so the result
     depends on neither the order of the rows nor the number of rows of a prompt.
 
     Args:
-        rows: checked rows of any kind.
+        rows: checked rows of any kind, in memory or on disk.
         fraction: share of the distinct prompts to hold out, from 0 (none) to below 1. Rounded,
             but at least one prompt is held out and at least one kept.
         seed: another seed gives another split.
 
     Returns:
-        The two lists of rows, each in the order of `rows`.
+        The two, each in the order of `rows`, and where these are.
 
     Raises:
         UserError: for a fraction out of range, or fewer than two prompts to divide.
@@ -45,18 +49,20 @@ def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[li
     if not 0 <= fraction < 1:
         raise UserError(f"held-out fraction {fraction}: write a number from 0 to below 1")
     if fraction == 0:
-        return list(rows), []
-    keys = [group_key(row) for row in rows]
-    order = sorted(set(keys), key=lambda key: digest(seed, key))
+        return rows, []
+    # One number of 64 bits a row: there may be millions of them.
+    places = array("Q", (int(digest(seed, group_key(row)), 16) for row in rows))
+    order = sorted(set(places))
     if len(order) < 2:
         raise UserError(
             f"held-out fraction {fraction}: {len(order)} distinct prompt cannot be divided; "
             "add prompts, or name held-out data (data.test)"
         )
     count = min(max(round(fraction * len(order)), 1), len(order) - 1)
-    held = set(order[:count])
-    train = [row for row, key in zip(rows, keys, strict=True) if key not in held]
-    return train, [row for row, key in zip(rows, keys, strict=True) if key in held]
+    bound = order[count]
+    kept = array("Q", (index for index, place in enumerate(places) if place >= bound))
+    held = array("Q", (index for index, place in enumerate(places) if place < bound))
+    return pick(rows, kept), pick(rows, held)
 
 
 def _prompt(row: Mapping[str, Any]) -> Text:

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from workbench.data import loading
 from workbench.data.formats import KINDS
 from workbench.data.loading import load, splits_of
 from workbench.errors import UserError
@@ -210,6 +211,23 @@ def test_the_hub_out_of_reach_ends_in_one_line(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"not loadable from the hub .* or name a local file"):
         load("nobody/no-such-data-set:plain", KINDS)
+
+
+def test_hub_data_is_read_while_it_arrives(tmp_path, monkeypatch):
+    # A folder is opened by `datasets` as a repository on the hub would be.
+    folder = tmp_path / "set"
+    folder.mkdir()
+    lines = [json.dumps({"prompt": f"why {n}?", "completion": "so"}) for n in range(130)]
+    (folder / "train-00000.jsonl").write_text("\n".join(lines), "utf-8")
+    (folder / "train-00001.jsonl").write_text("{broken", "utf-8")
+    monkeypatch.setattr(loading, "_open", loading._hub)
+    accept = ("prompt_completion",)
+    for limit in (3, 130):
+        found = load(str(folder), accept, limit=limit, spool=tmp_path / "rows")
+        assert [row["prompt"] for row in found.rows] == [f"why {n}?" for n in range(limit)]
+    assert found.source == f"{folder} (train)"
+    with pytest.raises(UserError, match=r"set \(train\): stopped arriving after row 130 \("):
+        load(str(folder), accept, spool=tmp_path / "rows")
 
 
 def test_loading_a_file_imports_nothing_heavy(tmp_path):
