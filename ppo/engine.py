@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ppo import checkpoint, failures
+from ppo.ahead import make_ahead
 from ppo.backends import make_backend
 from ppo.config import PPOStage
 from ppo.evaluation import evaluate
@@ -18,6 +20,7 @@ from ppo.experience import Experience, make_experience
 from ppo.kl import AdaptiveKL, FixedKL
 from ppo.monitors import Monitors
 from ppo.ptx import Ptx
+from ppo.queries import content
 from ppo.reward_sources import Query, RewardSources, Samples, Source
 from ppo.rewards import RunningMoments
 from ppo.roles import Roles
@@ -27,6 +30,7 @@ from ppo.state import passing_state, take_up, whole_state
 from ppo.update import Optimisation
 from workbench.chat import Prompt, query_ids
 from workbench.errors import UserError
+from workbench.processes import agree, of_main
 from workbench.run import StageRun, read_metrics
 from workbench.samples import print_samples
 
@@ -84,10 +88,10 @@ class PPOEngine:
             UserError: when the batch cannot be divided among processes and minibatches.
         """
         self.config, self.args, self.roles, self.tokenizer = config, config.ppo, roles, tokenizer
-        self.train_queries, self.held_out = list(train), list(held_out)
+        self.train_queries, self.held_out = train, list(held_out)
         self.run, self.accelerator, self.judge = run, accelerator, judge
         self.stop_token_id = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
-        self.backend = make_backend(config.rollout, roles, self.stop_token_id)
+        self.backend = make_backend(config.rollout, roles, self.stop_token_id, run.path / "vllm")
         self.rewards = rewards or RewardSources(config.rewards, config.reward_model, [])
         args, world = self.args, accelerator.num_processes
         if args.batch_size % (world * args.num_mini_batches):
@@ -104,19 +108,25 @@ class PPOEngine:
             else FixedKL(args.kl_coef)
         )
         self.moments = RunningMoments()
+        self.ahead = make_ahead(config.rollout, self.backend, roles)
         self.monitors, self.held_out_rewards = Monitors(config.monitors), held_out_rewards
         self.ptx = ptx
         self.optimisation = Optimisation(args, roles, accelerator, self.total_updates, ptx)
-        self.global_step = 0
+        self.global_step = self.staleness = 0
         self.seconds: dict[str, float] = {}
         self.before = passing_state(self)  # what a checkpoint holds if the next update fails
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Hash of all prompts to practise on."""
+        return content(self.train_queries)
 
     def train(self) -> None:
         """Run all updates, from the newest whole checkpoint if there is one."""
         resumed = self.resume()
         self.run.rewind(self.global_step if resumed else -1)
         self.roles.sync_actor()
-        if self.global_step == 0 or self._owes_evaluation():
+        if self.global_step == 0 or of_main(self._owes_evaluation()):
             self.evaluate()
         if self._stopped():
             return  # by an evaluation before it was resumed, or the one it owed
@@ -126,7 +136,7 @@ class PPOEngine:
             unit="update",
             initial=self.global_step,
             total=self.total_updates,
-            disable=not self.accelerator.is_local_main_process,
+            disable=not self.accelerator.is_main_process,
             dynamic_ncols=True,
         )
         for _ in bar:
@@ -160,12 +170,20 @@ class PPOEngine:
             prompts: of this process, `batch_size / processes` of them; None takes the next ones of
                 the training data.
         """
-        queries = self.next_queries() if prompts is None else [self._query(p) for p in prompts]
+        step = self.global_step
+        queries = self.next_queries(step) if prompts is None else [self._query(p) for p in prompts]
         self.before = passing_state(self)
         with self._phase("rollout"):
-            ids = [query.ids for query in queries]
-            responses = self.backend.sample(ids, self.config.rollout, self._seed(1))
-        return Samples(queries, responses)
+            found = None if prompts or self.ahead is None else self.ahead.take(step)
+            self.staleness = int(found is not None)
+            if found is None:
+                found = self.backend.sample(_ids(queries), self.config.rollout, self._seed(1))
+            if self.ahead is not None and not prompts and step + 1 < self.total_updates:
+                following = _ids(self.next_queries(step + 1))
+                later: Any = self.backend
+                seed = self._seed(1, step + 1)
+                self.ahead.start(step + 1, later.later(following, self.config.rollout, seed))
+        return Samples(queries, found)
 
     def score(self, samples: Samples) -> Experience:
         """Score responses under every role and source of reward, and estimate advantages."""
@@ -198,6 +216,7 @@ class PPOEngine:
             world=self.accelerator.num_processes,
             reduce=self._sum,
             value_only=self.global_step < self.args.value_warmup_updates,
+            process=self.accelerator.process_index,
         )
         failures.check_experience(experience, self.args.max_kl, self._sum)
         return experience
@@ -215,6 +234,10 @@ class PPOEngine:
                 self.ptx.start(self.global_step, steps)
             learned = self.optimisation(experience, self.config.rollout.temperature, self._seed(3))
             self.kl.update(experience.metrics["objective/kl"], self.args.batch_size)
+            if self.ahead is not None:
+                self.ahead.moved(learned["policy/approxkl_avg"])
+                learned["rollout/staleness"] = float(self.staleness)
+                learned["rollout/dropped"] = float(self.ahead.dropped)
             self.roles.sync_actor()
         self.global_step += 1
         metrics = experience.metrics | learned
@@ -226,11 +249,16 @@ class PPOEngine:
         self.optimisation.scheduler.step()
         return metrics
 
-    def next_queries(self) -> list[Query]:
-        """Return this process's queries; every prompt comes once before any comes twice."""
+    def next_queries(self, step: int | None = None) -> list[Query]:
+        """Return this process's queries of an update; every prompt comes once before one twice.
+
+        Args:
+            step: the update's number; None is the one that is due.
+        """
         count, batch = len(self.train_queries), self.args.batch_size
+        step = self.global_step if step is None else step
         orders: dict[int, list[int]] = {}  # one for each pass over the prompts
-        first = self.global_step * batch + self.accelerator.process_index * self.local_batch_size
+        first = step * batch + self.accelerator.process_index * self.local_batch_size
         chosen = []
         for position in range(first, first + self.local_batch_size):
             number, place = divmod(position, count)
@@ -241,8 +269,12 @@ class PPOEngine:
         return chosen
 
     def evaluate(self) -> dict[str, float]:
-        """Answer the held-out prompts, log `eval/…`, save the sample table; main process only."""
-        if not self.held_out or not self.accelerator.is_main_process:
+        """Answer the held-out prompts, log `eval/…`, save the sample table.
+
+        The main process does so alone, unless weights are split: then all must gather them.
+        """
+        alone = self.roles.shards is None
+        if not self.held_out or (alone and not self.accelerator.is_main_process):
             return {}
         self.before = passing_state(self)
         with failures.stopping(self, "evaluation"):
@@ -288,6 +320,7 @@ class PPOEngine:
             UserError: when it is of other settings, prompts or processes than this run.
         """
         state = checkpoint.load_newest(self.run.checkpoints)
+        agree(state and state["update"], f"{self.run.checkpoints}, the newest whole one")
         if state is not None:
             take_up(self, state)
         return state is not None
@@ -327,13 +360,18 @@ class PPOEngine:
             return prompt
         return Query(query_ids(self.tokenizer, prompt), prompt)
 
-    def _seed(self, purpose: int) -> int:
+    def _seed(self, purpose: int, step: int | None = None) -> int:
         process = self.accelerator.process_index
-        return _mix(self.config.run.seed, purpose, self.global_step, process)
+        step = self.global_step if step is None else step
+        return _mix(self.config.run.seed, purpose, step, process)
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor = self.accelerator.reduce(value, "sum")
         return total
+
+
+def _ids(queries: Sequence[Query]) -> list[list[int]]:
+    return [query.ids for query in queries]
 
 
 def _due(step: int, every: int) -> bool:

@@ -6,6 +6,7 @@ import torch
 
 from ppo.advantages import Reduce, gae, whiten
 from ppo.config import PPOSettings
+from ppo.importance import importance
 from ppo.kl import kl_per_token
 from ppo.losses import explained_variance, masked_mean
 from ppo.rewards import RunningMoments, shape_scores, token_rewards
@@ -21,6 +22,7 @@ class Experience(NamedTuple):
         advantages, returns: [B, R], 0 on padding.
         metrics: numbers about the rollout, averaged over all processes.
         value_only: whether the policy stays as it is (`value_warmup_updates`).
+        weights: [B, R], of tokens that another policy sampled; None weighs them alike.
     """
 
     rollout: Rollout
@@ -28,6 +30,7 @@ class Experience(NamedTuple):
     returns: torch.Tensor
     metrics: dict[str, float]
     value_only: bool = False
+    weights: torch.Tensor | None = None
 
 
 def make_experience(
@@ -39,6 +42,7 @@ def make_experience(
     world: int = 1,
     reduce: Reduce = lambda total: total,
     value_only: bool = False,
+    process: int = 0,
 ) -> Experience:
     """Turn a rollout into rewards, advantages and returns.
 
@@ -50,6 +54,7 @@ def make_experience(
         world: number of processes.
         reduce: sums a tensor over processes.
         value_only: passed on.
+        process: number of this one.
     """
     mask = rollout.response_mask
     scores = shape_scores(
@@ -85,7 +90,7 @@ def make_experience(
         "response/length": mask.sum(-1).mean(),
         "response/missing_eos": (~rollout.finished).float().mean(),
         "response/distinct_2": mask.new_tensor(
-            distinct_n([response.ids for response in rollout.responses], 2)
+            distinct_n(_everywhere(rollout, process, world, reduce), 2)
         ),
         "val/explained_variance": explained_variance(rollout.values, returns, mask, reduce),
         "val/num_eos_tokens": rollout.finished.float().sum() * world,
@@ -95,7 +100,35 @@ def make_experience(
             local[f"rewards/{name}"] = part.mean()
     means = reduce(torch.stack([value.double() for value in local.values()])) / world
     metrics = dict(zip(local, means.tolist(), strict=True)) | {"objective/kl_coef": kl_coef}
-    return Experience(rollout, advantages, returns, metrics, value_only)
+    weights = None
+    if rollout.behaviour_logprobs is not None:
+        weights, found = importance(
+            rollout.logprobs,
+            rollout.behaviour_logprobs,
+            mask,
+            args.importance_cap,
+            process=process,
+            world=world,
+            reduce=reduce,
+        )
+        metrics |= found
+    return Experience(rollout, advantages, returns, metrics, value_only, weights)
+
+
+def _everywhere(rollout: Rollout, process: int, world: int, reduce: Reduce) -> list[list[int]]:
+    """Return the tokens of all processes' responses: what differs between them has no mean."""
+    own = [response.ids for response in rollout.responses]
+    if world == 1:
+        return own
+    device = rollout.response_mask.device
+    lengths = torch.zeros(world, len(own), dtype=torch.long, device=device)
+    lengths[process] = torch.tensor([len(ids) for ids in own], device=device)
+    lengths = reduce(lengths)
+    tokens = torch.zeros(world, len(own), int(lengths.max()), dtype=torch.long, device=device)
+    for row, ids in enumerate(own):
+        tokens[process, row, : len(ids)] = torch.tensor(ids, device=device)
+    rows = reduce(tokens).flatten(0, 1).tolist()
+    return [row[:length] for row, length in zip(rows, lengths.flatten().tolist(), strict=True)]
 
 
 def _scaled(

@@ -45,15 +45,18 @@ def policy_loss(
     advantages: torch.Tensor,
     mask: torch.Tensor,
     cliprange: float,
+    weights: torch.Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate objective (Schulman et al. 2017, eq. 7).
 
     Args:
         logprobs: [B, R], of the sampled tokens under the current policy.
-        old_logprobs: [B, R], under the policy that sampled them.
+        old_logprobs: [B, R], under the policy before the update.
         advantages: [B, R].
         mask: [B, R], 1 on response tokens; padding may hold anything.
         cliprange: ε.
+        weights: [B, R], of tokens that another policy sampled (`ppo/importance.py`); None
+            weighs them alike.
     """
     keep = mask.bool()
     log_ratio = (
@@ -63,8 +66,11 @@ def policy_loss(
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    objective = torch.maximum(unclipped, clipped)
+    if weights is not None:
+        objective = objective * weights
     return PolicyLoss(
-        loss=torch.maximum(unclipped, clipped).sum(),
+        loss=objective.sum(),
         clipped=(clipped > unclipped).sum(),
         approx_kl=log_ratio.square().sum() / 2,
         ratio=ratio[keep].sum(),

@@ -17,7 +17,7 @@ class Rollout(NamedTuple):
         queries: token ids of each query.
         responses: sampled answers.
         hidden: trunk activations of each sequence, [T_i, d], or None without a trunk.
-        logprobs: [B, R] of the sampled tokens under the policy that sampled them.
+        logprobs: [B, R] of the sampled tokens under the policy before the update.
         ref_logprobs: [B, R] under the reference.
         values: [B, R], V of the state in which each token was chosen.
         entropy: [B, R], nats.
@@ -25,6 +25,8 @@ class Rollout(NamedTuple):
         scores: [B], scores of all sources, combined; 0 until then where no role gives any.
         finished: [B], bool, ended with EOS.
         parts: [B] of each source of reward, by name.
+        behaviour_logprobs: [B, R] under the policy that sampled, where it may be another one than
+            the policy before the update; else None.
     """
 
     queries: list[list[int]]
@@ -38,6 +40,7 @@ class Rollout(NamedTuple):
     scores: torch.Tensor
     finished: torch.Tensor
     parts: dict[str, torch.Tensor] = {}  # noqa: RUF012 - never changed
+    behaviour_logprobs: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -88,8 +91,25 @@ def score_rollout(
                     hidden[i] = activations[row, : len(queries[i]) + len(responses[i].ids)].clone()
     finished = torch.tensor([response.finished for response in responses], device=device)
     return Rollout(
-        queries, responses, hidden, **filled, response_mask=mask, scores=scores, finished=finished
+        queries,
+        responses,
+        hidden,
+        **filled,
+        response_mask=mask,
+        scores=scores,
+        finished=finished,
+        behaviour_logprobs=_behaviour(responses, width, device),
     )
+
+
+def _behaviour(
+    responses: Sequence[Response], width: int, device: torch.device
+) -> torch.Tensor | None:
+    """Return the log-probabilities that came with the answers, [B, R]; None where none came."""
+    rows = [response.logprobs for response in responses if response.logprobs is not None]
+    if len(rows) < len(responses):
+        return None
+    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], device=device)
 
 
 def collate(

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 
+from ppo.sharding import gather, split_like
 from workbench.errors import UserError
-from workbench.files import digest
 from workbench.identity import differences, free_settings
 from workbench.logs import console
 
@@ -26,6 +26,7 @@ def passing_state(engine: "PPOEngine") -> dict[str, Any]:
         "kl_coef": engine.kl.coef,
         "moments": engine.moments.state_dict(),
         "monitors": engine.monitors.state_dict(),
+        "ahead": None if engine.ahead is None else engine.ahead.state(),
         "random": random_state(),
     }
 
@@ -39,14 +40,16 @@ def whole_state(engine: "PPOEngine", passing: dict[str, Any]) -> dict[str, Any]:
     """
     weights = dict(engine.roles.trained.named_parameters())
     trained = [name for name, weight in weights.items() if weight.requires_grad]
+    keep = engine.accelerator.is_main_process  # it alone writes
     return {
         "update": engine.global_step,
         "identity": engine.run.identity,
         "conditions": conditions(engine),
         "data": position(engine),
-        "weights": {name: weights[name].detach().cpu() for name in trained},
-        **engine.optimisation.state_dict(),
+        "weights": gather({name: weights[name].detach() for name in trained}, keep=keep),
+        **gather(engine.optimisation.state_dict(), keep=keep),
         **passing,
+        "ahead": gather_object([passing["ahead"]]),
         "random": gather_object([passing["random"]]),
     }
 
@@ -55,8 +58,7 @@ def take_up(engine: "PPOEngine", state: dict[str, Any]) -> None:
     """Put an engine into a checkpoint's state.
 
     Raises:
-        UserError: when the checkpoint is of another configuration, of other prompts or of another
-            number of processes.
+        UserError: when the checkpoint is of another configuration or of other prompts.
     """
     check(engine, state)
     engine.global_step, engine.kl.coef = state["update"], state["kl_coef"]
@@ -65,9 +67,14 @@ def take_up(engine: "PPOEngine", state: dict[str, Any]) -> None:
     weights = dict(engine.roles.trained.named_parameters())
     with torch.no_grad():
         for name, value in state["weights"].items():
-            weights[name].copy_(value)
+            weights[name].copy_(split_like(value, weights[name]))
     engine.optimisation.load_state_dict(state)
-    set_random_state(state["random"][engine.accelerator.process_index])
+    if len(state["random"]) == engine.accelerator.num_processes:
+        set_random_state(state["random"][engine.accelerator.process_index])
+        if engine.ahead is not None:
+            engine.ahead.load(state["ahead"][engine.accelerator.process_index])
+    else:  # other ones than any process had, and than those of another process
+        set_seed(engine._seed(4) % 2**32)
 
 
 def check(engine: "PPOEngine", state: dict[str, Any]) -> None:
@@ -84,12 +91,8 @@ def check(engine: "PPOEngine", state: dict[str, Any]) -> None:
             f"{name} is of other settings ({', '.join(changed)}); give the old ones to go on, or "
             "choose another folder"
         )
-    before, now = state["conditions"], conditions(engine)
-    if before["processes"] != now["processes"]:
-        raise UserError(
-            f"{name} is of {before['processes']} processes, and here are {now['processes']}; each "
-            f"has random numbers of its own, so start as many (--num-processes)"
-        )
+    # Older checkpoints are of runs that never split their weights.
+    before, now = {"sharded": False} | state["conditions"], conditions(engine)
     engine.global_step = state["update"]
     if state["data"] != position(engine):
         raise UserError(
@@ -97,7 +100,15 @@ def check(engine: "PPOEngine", state: dict[str, Any]) -> None:
             "ones to go on, or choose another run.name"
         )
     changed = [f"{key}: {before[key]} → {now[key]}" for key in now if before[key] != now[key]]
-    if changed:
+    if before["processes"] != now["processes"]:
+        console.print(
+            f"ppo: not as many processes as there were ({', '.join(changed)}); prompts, weights, "
+            "optimiser and schedule go on where they were, the random numbers of rollouts and "
+            "minibatches are others from here on than an uninterrupted run's",
+            markup=False,
+            style="yellow",
+        )
+    elif changed:
         console.print(
             f"ppo: not the machine it was ({', '.join(changed)}); from here on the last bits may "
             "differ from an uninterrupted run's",
@@ -110,6 +121,7 @@ def conditions(engine: "PPOEngine") -> dict[str, Any]:
     """Return what must be the same for the last bit of a sum to be."""
     return {
         "processes": engine.accelerator.num_processes,
+        "sharded": engine.roles.shards is not None,
         "threads": torch.get_num_threads(),
         "device": engine.roles.device.type,
         "torch": str(torch.__version__),
@@ -121,7 +133,7 @@ def position(engine: "PPOEngine") -> dict[str, Any]:
     return {
         "episodes": engine.global_step * engine.args.batch_size,
         "prompts": len(engine.train_queries),
-        "digest": digest([query.ids for query in engine.train_queries]),
+        "digest": engine.data_digest,
     }
 
 

@@ -47,10 +47,13 @@ class Response:
     Attributes:
         ids: response tokens, EOS included when there is one.
         finished: whether the model ended it with EOS; False means it was cut at `max_new_tokens`.
+        logprobs: of the tokens, under the distribution they were drawn from; None where what drew
+            them did not say.
     """
 
     ids: list[int]
     finished: bool
+    logprobs: list[float] | None = None
 
 
 class StopText:
@@ -82,6 +85,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     stop: StopText | None = None,
     desc: str | None = None,
+    logprobs: bool = False,
 ) -> list[Response]:
     """Sample one response per query, in the order of the queries.
 
@@ -96,6 +100,7 @@ def generate(
             query in the list, not on the batch it falls into.
         seeds: one seed per query instead: then neither on its place.
         stop: texts that end an answer too; the last token that completes one is kept.
+        logprobs: whether to return how likely each token was when it was drawn.
         desc: text of the progress bar; None draws none.
     """
     import torch
@@ -136,6 +141,7 @@ def generate(
                 eos_token_id,
                 None if draws is None else draws[chunk].to(model.device),
                 stop,
+                logprobs,
             )
             responses.update(zip(chunk, batch, strict=True))
             bar.update(len(chunk))
@@ -168,6 +174,7 @@ def _decode(
     eos_token_id: int,
     draws: "torch.Tensor | None",
     stop: StopText | None,
+    logprobs: bool,
 ) -> list[Response]:
     import torch
 
@@ -176,6 +183,7 @@ def _decode(
     ids, mask, positions, index = left_padded(queries, model.device)
     cache = decoding_cache(model.config)
     answers: list[list[int]] = [[] for _ in queries]
+    likely: list[list[float]] = [[] for _ in queries]
     finished = [False] * len(queries)
     padded = len(set(map(len, queries))) > 1
     rows = list(range(len(queries)))  # which answer each row of the batch writes
@@ -196,9 +204,11 @@ def _decode(
             hidden, mask, positions = hidden[index], mask[index], positions[index]
         logits = (model.get_output_embeddings() if decoder is None else decoder.head)(hidden)
         tokens = choose(logits, settings.temperature, None if draws is None else draws[:, step])
-        for row, token in zip(rows, tokens.tolist(), strict=True):
+        chances = _logprobs(logits, settings.temperature, tokens) if logprobs else [0.0] * len(rows)
+        for row, token, chance in zip(rows, tokens.tolist(), chances, strict=True):
             if not finished[row]:
                 answers[row].append(token)
+                likely[row].append(chance)
                 finished[row] = token == eos_token_id or (stop is not None and stop(answers[row]))
         keep = [k for k, row in enumerate(rows) if not finished[row]]
         if not keep:
@@ -212,7 +222,20 @@ def _decode(
             ids, positions, mask = ids[index], positions[index], mask[index]
             draws = None if draws is None else draws[index]
             cache.batch_select_indices(index)
-    return [Response(answer, done) for answer, done in zip(answers, finished, strict=True)]
+    return [
+        Response(answer, done, chances if logprobs else None)
+        for answer, done, chances in zip(answers, finished, likely, strict=True)
+    ]
+
+
+def _logprobs(logits: "torch.Tensor", temperature: float, tokens: "torch.Tensor") -> list[float]:
+    import torch
+
+    wide = logits.float() / (temperature or 1.0)
+    found: list[float] = (
+        wide.gather(-1, tokens[:, None]).squeeze(-1) - torch.logsumexp(wide, dim=-1)
+    ).tolist()
+    return found
 
 
 def choose(

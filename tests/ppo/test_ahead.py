@@ -1,0 +1,206 @@
+"""Sampling ahead: what it learns from, how old that may be, and that a resumed run does so too."""
+
+import threading
+
+import pytest
+import torch
+
+from ppo import stage
+from ppo.ahead import Ahead
+from tests.ppo.test_engine import LAYOUTS
+from workbench.config import load_config
+from workbench.errors import UserError
+from workbench.generation import Response
+from workbench.run import read_metrics
+
+ON = ("rollout.overlap=true", "rollout.overlap_max_kl=null")
+ANSWER = [Response([5, 2], finished=True, logprobs=[-0.5, -1.0])]
+
+
+# --- the batch that waits
+
+
+def test_a_batch_is_taken_once_and_for_its_own_update():
+    ahead = Ahead(None)
+    assert ahead.take(0) is None
+    ahead.start(3, lambda: ANSWER)
+    assert ahead.take(2) is None
+    assert ahead.take(3) == ANSWER
+    assert ahead.take(3) is None
+
+
+def test_it_is_made_in_another_thread_with_as_many_threads_of_its_own():
+    ahead, found = Ahead(None), []
+
+    def later():
+        found.append((threading.current_thread(), torch.get_num_threads()))
+        return ANSWER
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ahead.start(0, later)
+        ahead.take(0)
+    finally:
+        torch.set_num_threads(before)
+    ((thread, threads),) = found
+    assert thread is not threading.main_thread()
+    assert threads == 1
+
+
+@pytest.mark.parametrize(("bound", "kl", "kept"), [(0.1, 0.2, 0), (0.1, 0.1, 1), (None, 9, 1)])
+def test_a_batch_too_far_from_the_policy_is_dropped(bound, kl, kept):
+    ahead = Ahead(bound)
+    ahead.start(1, lambda: ANSWER)
+    ahead.moved(kl)
+    assert ahead.dropped is not bool(kept)
+    assert ahead.take(1) == (ANSWER if kept else None)
+
+
+def test_what_a_checkpoint_keeps():
+    ahead = Ahead(None)
+    assert ahead.state() is None
+    ahead.start(4, lambda: ANSWER)
+    kept = ahead.state()
+    again = Ahead(None)
+    again.load(kept)
+    assert (again.take(4), again.state()) == (ANSWER, None)
+    again.load(None)
+    assert again.take(4) is None
+
+
+def test_an_error_comes_to_who_wants_the_batch():
+    def broken():
+        raise UserError("the server is gone")
+
+    ahead = Ahead(None)
+    ahead.start(1, broken)
+    assert ahead.state() is None  # nothing of it is worth keeping
+    with pytest.raises(UserError, match="the server is gone"):
+        ahead.take(1)
+
+
+# --- in a run
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_batch_is_sampled_by_the_policy_before_the_last_update(family, trainer, layout):
+    made = trainer(family, *LAYOUTS[layout], *ON, "ppo.total_episodes=32")
+    own = made.backend
+    expected, found = [], []
+    for step in range(4):
+        # What the actor of now would say to the queries of the next update.
+        samples = made.rollout()
+        found.append(samples.responses)
+        if step < 3:
+            ids = [query.ids for query in made.next_queries(step + 1)]
+            expected.append(own.sample(ids, made.config.rollout, made._seed(1, step + 1)))
+        metrics = made.update(made.score(samples))
+        assert metrics["rollout/staleness"] == float(step > 0)
+        assert metrics["rollout/dropped"] == 0
+        # Of one engine and one policy only rounding differs; an update is far more.
+        assert (metrics["importance/logprob_difference_max"] > 1e-3) == (step > 0)
+    assert found[1:] == expected
+    assert all(len(row.logprobs) == len(row.ids) for row in found[3])
+
+
+def test_a_policy_that_stays_gives_the_answers_it_gives_without(llama, trainer):
+    still = ("ppo.value_warmup_updates=9",)
+    plain, ahead = trainer(llama, *still), trainer(llama, *still, *ON, "run.name=ahead")
+    for _ in range(3):
+        one, other = plain.step(), ahead.step()
+        assert one["objective/scores"] == other["objective/scores"]
+        assert other["importance/weight"] == pytest.approx(1, abs=1e-5)
+
+
+def test_beyond_the_bound_every_batch_is_fresh(llama, trainer):
+    made = trainer(llama, "rollout.overlap=true", "rollout.overlap_max_kl=0")
+    rows = [made.step() for _ in range(3)]
+    assert [row["rollout/staleness"] for row in rows] == [0, 0, 0]
+    assert [row["rollout/dropped"] for row in rows] == [1, 1, 1]
+    assert all(row["importance/logprob_difference_max"] < 1e-4 for row in rows)
+
+
+def weights(folder):
+    return (folder / "model/model.safetensors").read_bytes()
+
+
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(llama, config, monkeypatch):
+    options = (*ON, "ppo.save_every=1", "ppo.total_episodes=40")
+    whole = stage.run(config(llama, *options))
+    monkeypatch.setattr("ppo.engine.PPOEngine.save_state", stopping_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(config(llama, *options, "run.name=stopped"))
+    monkeypatch.undo()
+    again = stage.run(config(llama, *options, "run.name=stopped"))
+    assert weights(again) == weights(whole)
+    logs = [read_metrics(folder / "metrics.jsonl") for folder in (whole, again)]
+    scores = [[row.get("objective/scores") for row in log] for log in logs]
+    assert scores[0] == scores[1]
+    assert [row["rollout/staleness"] for row in logs[1] if "rollout/staleness" in row] == [
+        0, 1, 1, 1, 1
+    ]  # fmt: skip
+
+
+def stopping_after(update):
+    from ppo.engine import PPOEngine
+
+    save = PPOEngine.save_state
+
+    def stop(engine, passing=None):
+        save(engine, passing)
+        if engine.global_step == update:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_it_learns(llama, trainer, monkeypatch):
+    """As in tests/ppo/test_engine.py: the score is the share of even tokens."""
+    made = trainer(
+        llama, *ON, "ppo.total_episodes=256", "ppo.batch_size=32", "ppo.num_ppo_epochs=4",
+        "ppo.micro_batch_size=32", "ppo.learning_rate=3e-3", "ppo.lr_scheduler=constant",
+        "ppo.kl_coef=0.0", "ppo.missing_eos_penalty=null",
+    )  # fmt: skip
+
+    def even(batch):
+        tokens = batch.input_ids[batch.rows, batch.columns]
+        sums = torch.zeros(2, len(batch.input_ids))
+        sums[0].index_add_(0, batch.rows, (tokens % 2 == 0).float())
+        sums[1].index_add_(0, batch.rows, torch.ones(len(tokens)))
+        return sums[0] / sums[1]
+
+    monkeypatch.setattr(made.roles, "scores", even)
+    scores = [made.step()["objective/scores"] for _ in range(8)]
+    assert sum(scores[-2:]) / 2 > scores[0] + 0.12
+
+
+# --- refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["rollout.backend=transformers"],
+            r"rollout\.overlap=true: goes with backend=native or",
+        ),
+        (
+            ["rollout.backend=vllm", "rollout.vllm.mode=colocate"],
+            r"rollout\.overlap=true: goes with vllm\.mode=server",
+        ),
+        (["rollout.overlap_max_kl=-1"], r"rollout\.overlap_max_kl=-1.*: must be 0 or more"),
+    ],
+)
+def test_settings_that_do_not_go_together(overrides, message):
+    from ppo.config import PPOStage
+
+    given = ["model.name=a", "reward_model=b", "rollout.overlap=true", *overrides]
+    with pytest.raises(UserError, match=message):
+        load_config(PPOStage, None, given)
+
+
+def test_a_family_that_transformers_must_decode_is_refused(llama, trainer, monkeypatch):
+    monkeypatch.setattr("ppo.backends.not_native", lambda model: "is of another family")
+    with pytest.raises(UserError, match=r"rollout\.overlap=true: goes with rollout\.backend=nat"):
+        trainer(llama, *ON)
