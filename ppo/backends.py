@@ -4,21 +4,30 @@ Another engine, in this process or behind a server, joins by a class with `sampl
 `rollout.backend`; nothing else knows how answers come about.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ppo.vllm_backend import AdapterFiles, VLLMBackend, served_policy
+from ppo.vllm_gpu import ColocatedBackend, SentWeights, need_gpu
+from ppo.vllm_server import VLLMServer
 from workbench.decoder import FAMILIES
+from workbench.errors import UserError
 from workbench.generation import Response, SamplingSettings, generate
 from workbench.logs import console
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
+    from ppo.ahead import Later
     from ppo.config import RolloutSettings
     from ppo.roles import Roles
+    from ppo.vllm_config import VLLMSettings
 
 
 class Backend(Protocol):
@@ -40,17 +49,46 @@ class Backend(Protocol):
 class NativeBackend:
     """The own decode loop (`workbench/generation.py`)."""
 
-    def __init__(self, roles: "Roles", stop_token_id: int) -> None:
-        self.roles, self.stop_token_id = roles, stop_token_id
+    def __init__(self, roles: "Roles", stop_token_id: int, *, logprobs: bool = False) -> None:
+        self.roles, self.stop_token_id, self.logprobs = roles, stop_token_id, logprobs
+        self._copy: PreTrainedModel | None = None
 
     def sample(
         self, queries: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
     ) -> list[Response]:
         """Sample one response per query; see `Backend`."""
-        with self.roles.sampling():
-            return generate(
-                self.roles.actor, queries, settings, eos_token_id=self.stop_token_id, seed=seed
-            )
+        with self.roles.sampling() as actor:
+            return self._answers(actor, queries, settings, seed)
+
+    def later(
+        self, queries: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
+    ) -> "Later":
+        """Return a call that samples by the weights of now, while these are trained on.
+
+        It takes a copy of the actor, in its type: memory for one more model.
+        """
+        with self.roles.sampling() as actor, torch.no_grad():
+            if self._copy is None:
+                self._copy = copy.deepcopy(actor)
+            for own, new in zip(self._copy.parameters(), actor.parameters(), strict=True):
+                own.copy_(new)
+        return partial(self._answers, self._copy, queries, settings, seed)
+
+    def _answers(
+        self,
+        actor: "PreTrainedModel",
+        queries: Sequence[Sequence[int]],
+        settings: SamplingSettings,
+        seed: int,
+    ) -> list[Response]:
+        return generate(
+            actor,
+            queries,
+            settings,
+            eos_token_id=self.stop_token_id,
+            seed=seed,
+            logprobs=self.logprobs,
+        )
 
 
 class TransformersBackend:
@@ -63,12 +101,15 @@ class TransformersBackend:
         self, queries: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
     ) -> list[Response]:
         """Sample one response per query; see `Backend`."""
-        model = self.roles.actor
         config = generation_config(settings, self.stop_token_id)
         # The longest first, so that memory trouble shows at once; like lengths waste no padding.
         order = sorted(range(len(queries)), key=lambda i: -len(queries[i]))
         found: dict[int, Response] = {}
-        with self.roles.sampling(), _only(model, config), _seeded(seed, model.device):
+        with (
+            self.roles.sampling() as model,
+            _only(model, config),
+            _seeded(seed, model.device),
+        ):
             for start in range(0, len(order), settings.batch_size):
                 chunk = order[start : start + settings.batch_size]
                 answers = _answers(model, [queries[i] for i in chunk], config)
@@ -82,24 +123,66 @@ class TransformersBackend:
         return Response(ids[: ids.index(self.stop_token_id) + 1], finished=True)
 
 
-def make_backend(settings: "RolloutSettings", roles: "Roles", stop_token_id: int) -> Backend:
+def make_backend(
+    settings: "RolloutSettings", roles: "Roles", stop_token_id: int, folder: Path = Path("vllm")
+) -> Backend:
     """Return the backend `rollout.backend` names; where it is another one, a message says why.
 
     Args:
         settings: of the rollout.
         roles: the models; the actor is what samples.
         stop_token_id: ends an answer; a negative one lets every answer go on to its full length.
+        folder: for what a server reads.
+
+    Raises:
+        UserError: for a vLLM that is not there, or has another model.
     """
+    if settings.backend == "vllm":
+        return make_vllm(settings.vllm, roles, stop_token_id, folder)
     if settings.backend == "native":
         reason = not_native(roles.actor)
         if reason is None:
-            return NativeBackend(roles, stop_token_id)
+            return NativeBackend(roles, stop_token_id, logprobs=settings.overlap)
         console.print(
             f"ppo: {roles.settings.name} {reason}: its answers are sampled by transformers' "
             "generate, which is slower (rollout.backend=transformers)",
             markup=False,
         )
     return TransformersBackend(roles, stop_token_id)
+
+
+def make_vllm(
+    settings: "VLLMSettings", roles: "Roles", stop_token_id: int, folder: Path
+) -> VLLMBackend | ColocatedBackend:
+    """Return the backend that the settings describe.
+
+    Args:
+        settings: of vLLM.
+        roles: the models.
+        stop_token_id: ends an answer.
+        folder: for adapters, where the settings name none.
+
+    Raises:
+        UserError: for a server that does not answer or has no such model, and where CUDA or vLLM
+            is needed and missing.
+    """
+    if roles.shards is not None:
+        raise UserError(
+            "rollout.backend=vllm: takes weights that every process has whole, and here they are "
+            "split over processes; use rollout.backend=native, or launch without FSDP"
+        )
+    if settings.mode == "colocate":
+        return ColocatedBackend(settings, roles, stop_token_id)
+    if settings.weights == "nccl":
+        need_gpu("rollout.vllm.weights=nccl")
+    server = VLLMServer(settings.url, timeout=settings.timeout, tries=settings.tries)
+    served = served_policy(server, settings, roles.settings.name)
+    weights = (
+        AdapterFiles(settings, roles, server, folder)
+        if settings.weights == "lora"
+        else SentWeights(settings, roles, served.name, folder)
+    )
+    return VLLMBackend(settings, roles, stop_token_id, server, served, weights)
 
 
 def not_native(model: "PreTrainedModel") -> str | None:

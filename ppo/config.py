@@ -6,6 +6,7 @@ from typing import Literal
 
 from ppo.monitor_config import MonitorSettings
 from ppo.ptx_config import PtxSettings
+from ppo.vllm_config import VLLMSettings
 from workbench.config import option
 from workbench.functions import function_digest, names_function
 from workbench.generation import SamplingSettings
@@ -76,6 +77,11 @@ class DataSettings:
     )
     test_split: str | None = option(None, "split of `test` to read")
     test_fraction: float = option(0.1, "share of prompts held out when `test` is null")
+    streaming: bool = option(
+        False,
+        "keep prompts on disk instead of in memory, and read hub data while it arrives",
+        free=True,
+    )
     limit: int | None = option(None, "read at most this many rows")
     skip_bad_rows: bool = option(
         False, "count and list rows that cannot be read instead of stopping"
@@ -131,12 +137,33 @@ class RewardSettings:
 class RolloutSettings(SamplingSettings):
     """How a rollout's answers are sampled."""
 
-    backend: Literal["native", "transformers"] = option(
+    backend: Literal["native", "transformers", "vllm"] = option(
         "native",
         "native: the own decode loop, for Llama, Qwen2, Qwen3 and GPT-2 (others take the second, "
-        "with a message); transformers: `generate`, slower and for any model; both sample the "
-        "same distribution",
+        "with a message); transformers: `generate`, slower and for any model; vllm: another "
+        "engine, as rollout.vllm says; all sample the same distribution",
     )
+    overlap: bool = option(
+        False,
+        "sample the next batch while learning from this one: its answers are one update old, and "
+        "weighed for that (ppo.importance_cap)",
+    )
+    overlap_max_kl: float | None = option(
+        0.1,
+        "nats per token; a batch sampled ahead is dropped and sampled anew when the update has "
+        "moved the policy further (policy/approxkl_avg); null keeps every batch",
+    )
+    vllm: VLLMSettings = option(VLLMSettings, "rollouts by vLLM")
+
+    def validate(self) -> tuple[str, str] | None:
+        """Return the first impossible setting and why."""
+        if self.overlap_max_kl is not None and self.overlap_max_kl < 0:
+            return "overlap_max_kl", "must be 0 or more, or null for no bound"
+        if self.overlap and self.backend == "transformers":
+            return "overlap", "goes with backend=native or vllm; set it to false"
+        if self.overlap and self.backend == "vllm" and self.vllm.mode == "colocate":
+            return "overlap", "goes with vllm.mode=server: here vLLM and training share the GPU"
+        return super().validate()
 
 
 @dataclass
@@ -202,6 +229,12 @@ class PPOSettings:
     cliprange_value: float = option(
         0.2, "clip of the value update around the old values (Huang et al. 2024: 0.2)"
     )
+    importance_cap: float | None = option(
+        2.0,
+        "C, most that a token weighs in the policy loss where another engine sampled it and said "
+        "how likely it was: min(C, π_trainer / π_engine) (Ionides 2008; Yao et al. 2025); null "
+        "weighs all alike",
+    )
     vf_coef: float = option(0.1, "weight of the value loss (Ziegler 2019: 0.1)")
     whiten_rewards: bool = option(
         False, "unit-variance rewards; the mean stays (Huang et al. 2024, detail 24: off)"
@@ -265,6 +298,8 @@ class PPOSettings:
                 return key, "must be in [0, 1)"
         if self.adam_epsilon < 0:
             return "adam_epsilon", "must be 0 or more"
+        if self.importance_cap is not None and self.importance_cap < 1:
+            return "importance_cap", "must be 1 or more, or null for no correction"
         if self.target_kl is not None and self.target_kl <= 0:
             return "target_kl", "must be greater than 0, or null for no early stop"
         if self.max_kl is not None and self.max_kl <= 0:
@@ -326,6 +361,10 @@ class PPOStage:
                 return "monitors.rewards", f"{name} is learned from, so it is not held out"
         if self.rollout.temperature == 0:
             return "rollout.temperature", "greedy rollouts cannot be learned from; use 1"
+        if self.rollout.backend == "vllm":
+            misfit = self.rollout.vllm.misfit(self.model.layout)
+            if misfit is not None:
+                return f"rollout.vllm.{misfit[0]}", misfit[1]
         if self.model.load_in_4bit:
             return "model.load_in_4bit", "PPO does not train on 4-bit weights; set it to false"
         return None

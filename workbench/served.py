@@ -1,17 +1,14 @@
 """Models behind an OpenAI-compatible server, such as vLLM's: asked over HTTP, never loaded."""
 
 import json
-import os
 import random
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from queue import Empty, SimpleQueue
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from workbench.asking import KEY, Asking, at_once, described
 from workbench.chat import Prompt, as_messages
 from workbench.errors import UserError
 from workbench.logs import console, progress
@@ -22,10 +19,6 @@ if TYPE_CHECKING:
     from workbench.generation import SamplingSettings
 
 PREFIX = "openai:"
-KEY = "OPENAI_API_KEY"
-TRIES = 5
-FIRST_WAIT, MOST_WAIT = 0.5, 60.0  # seconds before a request is sent again; doubled each time
-CONNECT_SECONDS = 10.0
 # What ends an answer. Anything else is no answer, such as a call of a tool.
 FINISHED = {"stop": True, "length": False, "content_filter": False}
 
@@ -77,11 +70,11 @@ class ServedModel:
             UserError: for a source that is none, a server that does not answer, or has no such
                 model.
         """
-        self.source, self._timeout = source, timeout
+        self.source = source
         self.url, self.name = _parse(source)
-        self._key = os.environ.get(KEY, "").strip()
         self._templated = True  # until the server says otherwise
-        self._client = self._connected()
+        slow = "ask for less at a time (--batch-size) or shorter answers"
+        self._asking = Asking(self.url, timeout=timeout, slow=slow)
         self._check_name()
 
     def answers(
@@ -105,40 +98,18 @@ class ServedModel:
         Raises:
             UserError: names the address, what was answered, and after how many tries.
         """
-        todo: SimpleQueue[int] = SimpleQueue()
-        news: SimpleQueue[tuple[int, Said | BaseException]] = SimpleQueue()
-        over = threading.Event()
-        for place in range(len(prompts)):
-            todo.put(place)
 
-        def work() -> None:
-            try:
-                while not over.is_set():
-                    place = todo.get_nowait()
-                    try:
-                        news.put((place, self._said(prompts[place], sampling, seeds[place], stop)))
-                    except BaseException as error:  # noqa: BLE001 - raised again by who waits
-                        news.put((place, error))
-            except Empty:
-                return
+        def work(place: int) -> Said:
+            return self._said(prompts[place], sampling, seeds[place], stop)
 
-        # Daemons: after Ctrl-C or an error nobody waits for answers that are under way.
-        for _ in range(min(sampling.batch_size, len(prompts))):
-            threading.Thread(target=work, daemon=True).start()
-        found: dict[int, Said] = {}
-        places = range(len(prompts))
-        try:
-            for _ in progress(places, desc, unit="answer") if desc else places:
-                place, what = news.get()
-                if isinstance(what, BaseException):
-                    raise what
-                found[place] = what
-        finally:
-            over.set()
+        under_way = at_once(work, len(prompts), sampling.batch_size)
+        if desc:
+            under_way = progress(under_way, desc, total=len(prompts), unit="answer")
+        found = dict(under_way)
         empty = sum(not said.text for said in found.values())
         if empty:
             console.print(f"{self.source}: {empty} of {len(prompts)} answers are empty")
-        return [found[place] for place in places]
+        return [found[place] for place in range(len(prompts))]
 
     def stream(
         self, prompt: Prompt, sampling: "SamplingSettings", seed: int
@@ -154,18 +125,18 @@ class ServedModel:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         started, text, reason, usage = perf_counter(), "", None, None
         try:
-            with self._client.stream("POST", f"{self.url}/{path}", json=body) as response:
+            with self._asking.client.stream("POST", f"{self.url}/{path}", json=body) as response:
                 if response.status_code != 200:
                     response.read()
                     if self._needs_text(path, response):
                         yield from self.stream(prompt, sampling, seed)
                         return
-                    raise self._refused(path, response)
+                    raise self._asking.refused(path, response)
                 for line in response.iter_lines():
                     data = line.removeprefix("data:").strip()
                     if not line.startswith("data:") or data == "[DONE]":
                         continue
-                    chunk = self._json(path, data)
+                    chunk = self._asking.json(path, data)
                     usage = chunk.get("usage") or usage
                     for choice in chunk.get("choices") or []:
                         delta = choice.get("delta") or {}
@@ -173,29 +144,19 @@ class ServedModel:
                         reason = choice.get("finish_reason") or reason
                         yield text.strip()
         except httpx2.HTTPError as error:
-            raise self._wrong(path, _described(error)) from None
+            raise self._asking.wrong(path, described(error)) from None
         whole = {"choices": [{"text": text, "finish_reason": reason}], "usage": usage}
         yield self._read(path, whole, (), perf_counter() - started)
 
-    def _connected(self) -> "httpx2.Client":
-        import httpx2
-
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        return httpx2.Client(
-            headers=headers,
-            timeout=httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
-        )
-
     def _check_name(self) -> None:
-        response = self._sent("models", partial(self._client.get, f"{self.url}/models"))
+        response = self._asking.get("models")
         if response.status_code == 404 and self.name:  # a server that does not list its models
             return
         if response.status_code != 200:
-            raise self._refused("models", response)
-        rows = self._json("models", response.text).get("data")
+            raise self._asking.refused("models", response)
+        rows = self._asking.json("models", response.text).get("data")
         if not isinstance(rows, list):
-            raise self._wrong("models", "answered without a list of models")
+            raise self._asking.wrong("models", "answered without a list of models")
         known = [str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row]
         if self.name not in known:
             which = f"has no model '{self.name}'" if self.name else "name a model"
@@ -209,13 +170,13 @@ class ServedModel:
     ) -> Said:
         path, body = self._request(prompt, sampling, seed, stop)
         started = perf_counter()
-        response = self._sent(path, partial(self._client.post, f"{self.url}/{path}", json=body))
+        response = self._asking.post(path, body)
         if response.status_code != 200:
             if self._needs_text(path, response):
                 return self._said(prompt, sampling, seed, stop)
-            raise self._refused(path, response)
+            raise self._asking.refused(path, response)
         seconds = perf_counter() - started
-        return self._read(path, self._json(path, response.text), stop, seconds)
+        return self._read(path, self._asking.json(path, response.text), stop, seconds)
 
     def _request(
         self, prompt: Prompt, sampling: "SamplingSettings", seed: int, stop: Sequence[str]
@@ -246,81 +207,27 @@ class ServedModel:
         self._templated = False
         return True
 
-    def _sent(self, path: str, send: Any) -> "httpx2.Response":
-        """Send a request, again where the server was not reached or busy."""
-        import httpx2
-
-        problem, wait = "", FIRST_WAIT
-        for attempt in range(TRIES):
-            if attempt:
-                # Drawn, so that those who were turned away together do not come back together.
-                sleep(min(MOST_WAIT, wait * random.uniform(1.0, 1.5)))
-                wait *= 2
-            try:
-                response: httpx2.Response = send()
-            except (httpx2.ReadTimeout, httpx2.WriteTimeout):
-                raise self._wrong(
-                    path,
-                    f"no answer within {self._timeout:g} s; ask for less at a time "
-                    "(--batch-size) or shorter answers",
-                ) from None
-            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-                raise self._wrong(path, _described(error)) from None
-            except httpx2.HTTPError as error:
-                problem = _described(error)
-                continue
-            if response.status_code != 429 and response.status_code < 500:
-                return response
-            problem = f"answered {response.status_code}: {_short(response.text)}"
-            asked = response.headers.get("Retry-After", "")
-            wait = max(wait, float(asked)) if asked.isdecimal() else wait
-        raise self._wrong(path, f"{problem} ({TRIES} tries)")
-
     def _read(self, path: str, answer: dict[str, Any], stop: Sequence[str], seconds: float) -> Said:
         """Return what an answer says, once it has the form of one."""
         choices = answer.get("choices")
         count = len(choices) if isinstance(choices, list) else 0
         if not isinstance(choices, list) or count != 1 or not isinstance(choices[0], dict):
-            raise self._wrong(path, f"answered with {count} choices where one was asked for")
+            raise self._asking.wrong(path, f"answered with {count} choices where one was asked for")
         choice = choices[0]
         message = choice.get("message")
         text = message.get("content") if isinstance(message, dict) else choice.get("text")
         reason = choice.get("finish_reason")
         if not isinstance(text, str) or reason not in FINISHED:
             what = "without text" if not isinstance(text, str) else "without an end"
-            raise self._wrong(path, f"answered {what} (finish_reason {json.dumps(reason)})")
+            raise self._asking.wrong(path, f"answered {what} (finish_reason {json.dumps(reason)})")
         usage = answer.get("usage")
         counts = usage if isinstance(usage, dict) else {}
         read, written = counts.get("prompt_tokens"), counts.get("completion_tokens")
         if not isinstance(read, int) or not isinstance(written, int):
-            raise self._wrong(path, "answered without counting its tokens (usage)")
+            raise self._asking.wrong(path, "answered without counting its tokens (usage)")
         ends = [place for place in map(text.find, stop) if place >= 0]
         text = text[: min(ends, default=len(text))].replace("\0", "\ufffd").strip()
         return Said(text, FINISHED[reason], read, written, seconds)
-
-    def _json(self, path: str, text: str) -> dict[str, Any]:
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise self._wrong(path, f"answered what is no JSON object: {_short(text)}")
-        error = value.get("error")
-        if error is not None:
-            raise self._wrong(path, f"answered an error: {_short(json.dumps(error))}")
-        return value
-
-    def _refused(self, path: str, response: "httpx2.Response") -> UserError:
-        status = response.status_code
-        hint = {
-            401: f"; set {KEY}" if not self._key else f"; is {KEY} right?",
-            404: "; does the address end as the server's does, in /v1?",
-        }.get(status, "")
-        return self._wrong(path, f"answered {status}: {_short(response.text)}{hint}")
-
-    def _wrong(self, path: str, what: str) -> UserError:
-        message = f"{self.url}/{path}: {what}"
-        return UserError(message.replace(self._key, "***") if self._key else message)
 
 
 def seeds_of(seed: int, count: int) -> list[int]:
@@ -350,13 +257,3 @@ def _plain(prompt: Prompt, continued: bool) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(turn["content"] for turn in prompt) + ("" if continued else "\n\n")
-
-
-def _described(error: Exception) -> str:
-    return f"not reached ({type(error).__name__}: {_short(str(error))})"
-
-
-def _short(text: str) -> str:
-    """Return what fits in one line, without what does not print."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
-    return " ".join(shown.split())[:200] or "(nothing)"

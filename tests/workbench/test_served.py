@@ -5,11 +5,12 @@ import pytest
 
 from tests.workbench.chat_server import chat_server
 from tests.workbench.run_folders import rlhf
+from workbench.asking import TRIES
 from workbench.compare import Plan, compare
 from workbench.errors import UserError
 from workbench.generation import SamplingSettings
 from workbench.models import ModelSettings, load_policy, load_scorer, load_tokenizer, locate
-from workbench.served import TRIES, Said, ServedModel, is_served, seeds_of
+from workbench.served import Said, ServedModel, is_served, seeds_of
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 GREEDY = SamplingSettings(max_new_tokens=8, temperature=0.0, batch_size=4)
@@ -19,7 +20,7 @@ GREEDY = SamplingSettings(max_new_tokens=8, temperature=0.0, batch_size=4)
 def waits(monkeypatch):
     """Do not wait between tries, but keep for how long it would have been."""
     found = []
-    monkeypatch.setattr("workbench.served.sleep", found.append)
+    monkeypatch.setattr("workbench.asking.sleep", found.append)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return found
 
