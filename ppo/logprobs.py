@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional
 
+from ppo.sharding import whole
 from workbench.errors import UserError
 
 LOGIT_ROWS = 128  # rows of logits alive at a time: 128 × 49,152 × 4 bytes = 25 MB
@@ -55,12 +55,13 @@ def token_stats(
         tokens: [N].
         temperature: divides the logits, for log-probabilities and entropy alike.
     """
-    weight: nn.Parameter = lm_head.weight
+    weight = whole(lm_head.weight)
+    bias = None if lm_head.bias is None else whole(lm_head.bias)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         logprobs, entropy = _TokenStats.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, lm_head.bias, tokens, temperature, dtype
+            hidden, weight, bias, tokens, temperature, dtype
         )
     return TokenStats(logprobs, entropy)
 

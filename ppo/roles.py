@@ -1,8 +1,8 @@
 """The roles of PPO: trained policy and value, frozen reference and reward, actor, and trunk."""
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from ppo.config import PPOModelSettings
 from ppo.logprobs import TokenStats, check_logits, token_stats
 from ppo.lora import POLICY, REWARD, VALUE, Adapters, RewardAdapter, Role, read_reward_adapter
 from ppo.norms import quick_norms
+from ppo.sharding import Shards, skeleton
 from ppo.top_layer import states_at
 from ppo.trunk import check_family, lower_half, same_lower_half, upper_half
 from workbench.attention import prefer_causal
@@ -29,6 +30,7 @@ from workbench.models import (
 from workbench.scorer import apply_head, read_normalizer
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
 
@@ -87,10 +89,17 @@ class Roles:
         adapters: those on the one model of all roles; None in layouts with models of their own.
         depth: number of frozen lower layers shared by all roles; 0 for none.
         trunk: computes the activations that roles share; None where there are none.
+        shards: keeps the weights split among processes; None where each process has them all.
     """
 
+    shards: Shards | None = None
+
     def __init__(
-        self, settings: PPOModelSettings, reward_model: str | None, device: torch.device
+        self,
+        settings: PPOModelSettings,
+        reward_model: str | None,
+        device: torch.device,
+        mesh: "DeviceMesh | None" = None,
     ) -> None:
         """Load the models and split them as the layout says.
 
@@ -99,16 +108,16 @@ class Roles:
             reward_model: folder or hub id of one with the policy's tokenizer; None for none, where
                 rewards come from elsewhere: then the value starts as the policy with a head of 0.
             device: of all roles.
+            mesh: of the processes that share the weights among them; None where each has them all.
 
         Raises:
             UserError: when policy and reward model do not fit the layout.
         """
-        self.settings, self.dtype, self.device = settings, compute_dtype(settings.precision), device
-        self.actor: PreTrainedModel = load_policy(settings, self.dtype).eval().to(device)
-        self.actor.requires_grad_(False)
-        prefer_causal(self.actor)
-        quick_norms(self.actor)
-        check_logits(self.actor, settings.name)
+        self.settings, self.dtype, self.home = settings, compute_dtype(settings.precision), device
+        # A device holds no more than its part of what is split: that is read into plain memory.
+        self.device = device if mesh is None else torch.device("cpu")
+        self.actor: PreTrainedModel = self._policy()
+        plain = None if mesh is None else skeleton(self.actor)
         found = self._reward_adapter(reward_model)
         reward = None
         if reward_model is not None and found is None:
@@ -135,7 +144,22 @@ class Roles:
             whole = copy.deepcopy(self.actor)
             self.reference, self.reference_head = whole.base_model, whole.get_output_embeddings()
         # Dropout stays off: ratios compare a rollout's log-probabilities with those of training.
-        self.trained = self._trained().eval().to(device)
+        self.trained = self._trained().eval().to(self.device)
+        self.device = device
+        if mesh is not None and plain is not None:
+            self.shards = Shards(self, plain, mesh)
+
+    def _policy(self) -> "PreTrainedModel":
+        policy = load_policy(self.settings, self.dtype).eval().to(self.device)
+        policy.requires_grad_(False)
+        self._prefer_causal(policy)
+        quick_norms(policy)
+        check_logits(policy, self.settings.name)
+        return policy
+
+    def _prefer_causal(self, model: "PreTrainedModel") -> None:
+        if self.home.type == "cpu":
+            prefer_causal(model)
 
     def _reward_adapter(self, name: str | None) -> RewardAdapter | None:
         if self.settings.layout != "lora" or name is None:
@@ -152,7 +176,7 @@ class Roles:
 
     def _reward(self, name: str) -> "PreTrainedModel":
         reward = load_scorer(_like(self.settings, name), self.dtype).eval().to(self.device)
-        prefer_causal(reward)
+        self._prefer_causal(reward)
         quick_norms(reward)
         if not is_reward_model(name) and CLASSIFIER not in str(reward.config.architectures):
             raise UserError(
@@ -242,14 +266,24 @@ class Roles:
             policy, lm_head = whole.base_model, whole.get_output_embeddings()
         return ActorCritic(policy, lm_head, value, head)
 
-    def sampling(self) -> AbstractContextManager[None]:
-        """Return the context to sample in: there the actor is as fast as it can be."""
-        return nullcontext() if self.adapters is None else self.adapters.merged(POLICY)
+    @contextmanager
+    def sampling(self) -> Iterator["PreTrainedModel"]:
+        """Yield the actor as it samples fastest; every process must enter where it is split."""
+        if self.shards is not None:
+            with self.shards.actor() as actor:
+                yield actor
+            return
+        with nullcontext() if self.adapters is None else self.adapters.merged(POLICY):
+            yield self.actor
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context of all forward passes: bf16 over fp32 weights, or plain fp32."""
         return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.dtype == torch.bfloat16,
+            # A cast that is kept would outlive the gathered weight, and lose its gradient.
+            cache_enabled=self.shards is None,
         )
 
     @torch.no_grad()

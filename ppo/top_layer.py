@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ppo.lora import Role
+from ppo.sharding import is_split
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 # Scores of all pairs are kept for the backward pass; above this many the fused kernel is used.
@@ -36,7 +37,9 @@ def states_at(
     role = isinstance(model, Role)
     body = model.body[0] if role else model
     kinds = set(body.config.to_dict().get("layer_types") or ["full_attention"])
-    if body.config.model_type not in FAMILIES or kinds != {"full_attention"} or not body.layers:
+    known = body.config.model_type in FAMILIES and kinds == {"full_attention"}
+    # A layer's weights that are split are gathered in its own forward pass alone.
+    if not known or not body.layers or any(map(is_split, body.layers[-1].parameters())):
         hidden: torch.Tensor = model(**inputs, use_cache=False).last_hidden_state
         return hidden[rows, columns]
     with model.adapters.use(model.name) if role else nullcontext():

@@ -12,6 +12,7 @@ from ppo.losses import policy_loss, value_loss
 from ppo.ptx import Ptx
 from ppo.roles import Roles
 from ppo.rollout import micro_batches, select, unflatten
+from ppo.sharding import check_done, split_moments, whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +45,7 @@ class Optimisation:
         self.args, self.roles, self.accelerator = args, roles, accelerator
         self.total_updates, self.steps = total_updates, 0
         self.ptx = ptx if ptx is not None and ptx.learns else None
+        check_done(roles)
         module = roles.trained
         groups = [[p for p in module.policy.parameters() if p.requires_grad]]
         groups[0] += [
@@ -62,9 +64,10 @@ class Optimisation:
             fused=True,  # one pass over the weights where the plain one makes a dozen
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        # Only the module: gradients are averaged over processes by its wrapper. The scheduler steps
-        # once an update, and Accelerate would step it once per process.
-        self.model = accelerator.prepare(module)
+        # Only the module: gradients are averaged over processes by its wrapper, or by what gathers
+        # weights that are split. The scheduler steps once an update, and Accelerate would step it
+        # once per process.
+        self.model = module if roles.shards is not None else accelerator.prepare(module)
 
     @property
     def learning_rate(self) -> float:
@@ -134,7 +137,8 @@ class Optimisation:
                 with self._sync(last=number == len(parts) - 1):
                     sums += self._learn(experience, [rows[k] for k in part], temperature, scale)
         norms = [
-            torch.nn.utils.clip_grad_norm_(group, args.max_grad_norm) for group in self.parameters
+            whole(torch.nn.utils.clip_grad_norm_(group, args.max_grad_norm))
+            for group in self.parameters
         ]
         means = self._sum(sums) / tokens
         if not torch.isfinite(means).all() or not all(torch.isfinite(norm) for norm in norms):
@@ -175,6 +179,7 @@ class Optimisation:
                     experience.advantages[index],
                     mask,
                     args.cliprange,
+                    None if experience.weights is None else experience.weights[index],
                 )
                 loss = loss + (0.0 if experience.value_only else 1.0) * policy.loss
                 sums[POLICY] += torch.stack(
@@ -202,7 +207,7 @@ class Optimisation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint kept."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(split_moments(state["optimizer"], self.optimizer))
         self.scheduler.load_state_dict(state["scheduler"])
 
     def _lr_factor(self, update: int) -> float:
@@ -215,8 +220,10 @@ class Optimisation:
         return total
 
     def _sync(self, *, last: bool) -> Any:
-        # Gradients travel between processes once per optimiser step, with the last micro-batch.
-        return torch.enable_grad() if last else self.accelerator.no_sync(self.model)
+        # Gradients travel between processes once per optimiser step, with the last micro-batch;
+        # where weights are split, with every one: no process keeps whole gradients.
+        split = self.roles.shards is not None
+        return torch.enable_grad() if last or split else self.accelerator.no_sync(self.model)
 
 
 class _Totals:
