@@ -1,6 +1,5 @@
 """Failures of a run: named, the state saved where that loses nothing, and stopped."""
 
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +11,14 @@ from ppo import checkpoint
 from ppo.advantages import Reduce
 from ppo.experience import Experience
 from ppo.rollout import Rollout
-from workbench.errors import UserError
+from workbench.errors import UserError, out_of_memory
 from workbench.logs import console, unbarred
+from workbench.processes import loss_in_words, lost
 
 if TYPE_CHECKING:
     from ppo.engine import PPOEngine
 
 RATES = "lower ppo.learning_rate or ppo.value_learning_rate"
-# What allocators say in plain RuntimeErrors: torch's on a CPU, cuBLAS, Apple's.
-NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "_ALLOC_FAILED")
 LESS = {
     "rollout": "rollout.batch_size",
     "evaluation": "rollout.batch_size or ppo.micro_batch_size",
@@ -50,8 +48,9 @@ def stopping(engine: "PPOEngine", phase: str) -> Iterator[None]:
         phase: rollout, score, update or evaluation.
 
     Raises:
-        UserError: for diverged numbers, for lack of memory, and for what was a `UserError` already;
-            says which checkpoint is kept. Other errors are passed on as they are.
+        UserError: for diverged numbers, for lack of memory, for another process that is gone or
+            late, and for what was a `UserError` already; says which checkpoint is kept. Other
+            errors are passed on as they are.
     """
     try:
         yield
@@ -62,7 +61,9 @@ def stopping(engine: "PPOEngine", phase: str) -> Iterator[None]:
         kept = keep(engine, phase, together=isinstance(error, FloatingPointError))
         update = engine.global_step + (phase != "evaluation")
         where = f"{engine.run.path}: "
-        if isinstance(error, DivergenceError):
+        if lost(error):
+            text = f"{where}{loss_in_words(error)}; update {update}, in the {phase}"
+        elif isinstance(error, DivergenceError):
             text = f"{where}{error} at update {update}; {error.advice}"
         elif isinstance(error, FloatingPointError):
             text = f"{where}{error} at update {update}; {RATES}"
@@ -78,10 +79,6 @@ def stopping(engine: "PPOEngine", phase: str) -> Iterator[None]:
             with unbarred():
                 console.print(f"{where}failed at update {update}; {kept}", markup=False)
             raise
-        process = engine.accelerator.process_index
-        if process and not isinstance(error, FloatingPointError):
-            # Only the main process prints what ends it, and it may know nothing of this.
-            sys.stderr.write(f"rlhf: error: process {process}: {text}; {kept}\n")
         raise UserError(f"{text}; {kept}") from None
 
 
@@ -113,13 +110,6 @@ def keep(engine: "PPOEngine", phase: str, *, together: bool) -> str:
     if saved is None:
         return f"{reason}there is no checkpoint, and the run starts anew"
     return f"{reason}the same command goes on from the checkpoint of update {saved}"
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return whether an error is one of memory, on whatever device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def check_rollout(rollout: Rollout, reduce: Reduce) -> None:

@@ -10,19 +10,20 @@ from accelerate.utils import set_seed
 from ppo.config import PPOStage
 from ppo.engine import PPOEngine
 from ppo.ptx import load_ptx
-from ppo.reward_sources import Query, RewardSources, load_held_out
+from ppo.queries import load_queries
+from ppo.reward_sources import RewardSources, load_held_out
 from ppo.roles import Roles
 from ppo.saving import has_adapter, save_adapter, save_policy, save_value
+from ppo.sharding import join
 from workbench import embedded
 from workbench.cards import model_card
-from workbench.chat import query_ids
-from workbench.config import to_tree
-from workbench.data import Kind, load, split_by_prompt
+from workbench.config import flat, to_tree
 from workbench.errors import UserError
 from workbench.files import atomic_folder
 from workbench.judge import GoldJudge
 from workbench.logs import console
 from workbench.models import ModelSettings, load_policy, load_tokenizer, most_positions
+from workbench.processes import agree, start
 from workbench.run import StageRun, read_metrics
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def run(config: PPOStage) -> Path:
     Raises:
         UserError: for data, models or settings the stage cannot use.
     """
+    start("ppo")
     stage = StageRun("ppo", config, config.inputs())
-    if stage.finished:
+    if agree(stage.finished, f"{stage.path}, finished or not"):
         console.print(f"ppo: {stage.path} is up to date", markup=False)
         return stage.path
     report_to = config.run.report_to
@@ -47,33 +49,33 @@ def run(config: PPOStage) -> Path:
         project_dir=str(stage.path / "tensorboard") if report_to == "tensorboard" else None,
     )
     if report_to != "none":
-        accelerator.init_trackers(config.run.name, config=_flat(to_tree(config)))
+        accelerator.init_trackers(config.run.name, config=flat(to_tree(config)))
     set_seed(config.run.seed)
     tokenizer = load_tokenizer(config.model.name, config.model)
-    train, held_out, left_out = _queries(config, tokenizer)
-    if left_out:
+    queries = load_queries(config, tokenizer, stage.data)
+    if queries.left_out:
         console.print(
-            f"ppo: left out {left_out} prompts over "
+            f"ppo: left out {queries.left_out} prompts over "
             f"data.max_query_length={config.data.max_query_length} tokens",
             markup=False,
         )
     own = _role(config, tokenizer)
-    roles = Roles(config.model, own, accelerator.device)
+    mesh = join(config.model, accelerator.device)
+    roles = Roles(config.model, own, accelerator.device, mesh)
     rewards = RewardSources.load(config, accelerator.device, own)
     judge = None
     if config.ppo.eval_gold:
         base = ModelSettings(name=embedded.NAME, precision=config.model.precision)
         judge = GoldJudge(load_policy(base).to(accelerator.device), load_tokenizer(embedded.NAME))
-    held_out = held_out[: config.ppo.eval_prompts]
-    _check_positions(config, roles, max(len(query.ids) for query in train + held_out))
+    _check_positions(config, roles, queries.longest)
     engine = PPOEngine(
         config,
         roles,
         tokenizer,
-        train,
+        queries.train,
         stage,
         accelerator,
-        held_out=held_out,
+        held_out=queries.held_out[: config.ppo.eval_prompts],
         rewards=rewards,
         judge=judge,
         held_out_rewards=load_held_out(config, accelerator.device),
@@ -81,8 +83,13 @@ def run(config: PPOStage) -> Path:
     )
     engine.train()
     accelerator.wait_for_everyone()  # the main process has written the last metrics
-    summary = _summary(stage, engine) | {"train_prompts": len(train), "left_out": left_out}
+    summary = _summary(stage, engine) | {
+        "train_prompts": len(queries.train),
+        "left_out": queries.left_out,
+    }
     summary |= {"value": "value"} | ({"adapter": "adapter"} if has_adapter(roles) else {})
+    if roles.shards is not None:
+        roles.shards.collect(keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         _save(stage, roles, tokenizer, config, summary)
     accelerator.end_training()
@@ -94,38 +101,6 @@ def run(config: PPOStage) -> Path:
         markup=False,
     )
     return stage.path
-
-
-def _queries(
-    config: PPOStage, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Query], list[Query], int]:
-    data = config.data
-    options: dict[str, Any] = {"limit": data.limit, "skip_bad_rows": data.skip_bad_rows}
-    accept: tuple[Kind, ...] = ("prompt_only", "prompt_completion", "preference", "ranking")
-    loaded = load(data.train, accept, split=data.train_split, **options)
-    if data.test is None:
-        train_rows, test_rows = split_by_prompt(loaded.rows, data.test_fraction, config.run.seed)
-    else:
-        train_rows = loaded.rows
-        test_rows = load(data.test, accept, split=data.test_split, **options).rows
-    kept: list[list[Query]] = []
-    for rows in (train_rows, test_rows):
-        queries = [
-            Query(
-                query_ids(tokenizer, row["prompt"]),
-                row["prompt"],
-                {name: value for name, value in row.items() if name != "prompt"},
-            )
-            for row in rows
-        ]
-        kept.append([query for query in queries if len(query.ids) <= data.max_query_length])
-    left_out = len(train_rows) + len(test_rows) - len(kept[0]) - len(kept[1])
-    if not kept[0]:
-        raise UserError(
-            f"{data.train}: no prompt of at most "
-            f"data.max_query_length={data.max_query_length} tokens; raise it"
-        )
-    return kept[0], kept[1], left_out
 
 
 def _role(config: PPOStage, tokenizer: "PreTrainedTokenizerBase") -> str | None:
@@ -208,16 +183,3 @@ def _save(
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:
     return float(sum(row[key] for row in rows) / len(rows))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{name}.")
-        elif value is None:
-            flat[name] = "null"
-        else:  # trackers take no lists
-            flat[name] = str(value) if isinstance(value, list) else value
-    return flat

@@ -25,6 +25,7 @@ from ppo.trl_config import PPOConfig, check, stage_config
 from ppo.trl_data import Given, as_query, read_queries
 from ppo.trl_hub import check_hub, push
 from ppo.trl_rewards import GivenRewards
+from workbench import processes
 from workbench.chat import decode
 from workbench.errors import UserError
 from workbench.files import digest
@@ -124,6 +125,7 @@ class PPOTrainer:
         cpu = args.use_cpu or not torch.cuda.is_available()
         # The engine decides on precision itself, as `args.bf16` says.
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        processes.check(self.accelerator)
         args.work_out(len(train), self.accelerator.num_processes)
         set_seed(args.seed)
         given = GivenRewards(reward_model)

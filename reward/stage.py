@@ -1,26 +1,33 @@
 """Stage 2: a reward model on `trl.RewardTrainer`, normalised and measured against length alone."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
-from trl import RewardConfig
 
 from reward.config import RewardStage
 from reward.data import Comparisons, tokenize
 from reward.evaluation import evaluate, score_pairs
-from reward.trainer import PairwiseRewardTrainer
+from reward.trainer import PairwiseRewardTrainer, RewardArguments
 from workbench.cards import model_card
 from workbench.chat import query_ids, response_ids
-from workbench.data import Kind, load, split_by_prompt
-from workbench.errors import UserError
+from workbench.data import Kind, as_dataset, load, load_parts
 from workbench.logs import console, is_main_process
 from workbench.models import freeze_lower_layers, load_scorer, load_tokenizer, lora_config
 from workbench.passwords import masked
+from workbench.processes import agree, start
 from workbench.run import StageRun
 from workbench.scorer import RewardModel, write_normalizer
-from workbench.trainer import RunLog, WholeCheckpoints, save_model, train, trainer_arguments
+from workbench.trainer import (
+    RunLog,
+    WholeCheckpoints,
+    save_model,
+    train,
+    trainer_arguments,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ACCEPTS: tuple[Kind, ...] = ("preference", "ranking")
 
@@ -39,30 +46,32 @@ def run(config: RewardStage) -> Path:
     from transformers import set_seed
 
     data = config.data
+    start("reward")
     stage = StageRun("reward", config, config.inputs())
-    if stage.finished:
+    if agree(stage.finished, f"{stage.path}, finished or not"):
         console.print(f"reward: {stage.path} is up to date", markup=False)
         return stage.path
     set_seed(config.run.seed)
     tokenizer = load_tokenizer(config.model.name, config.model)
     separate_pad(tokenizer)
-    train_rows, test_rows, skipped = _rows(config)
-    length = config.reward.max_length
-    train_set = tokenize(train_rows, tokenizer, length, data.train, data.drop_long_rows)
-    test_set = tokenize(test_rows, tokenizer, length, data.test or data.train, data.drop_long_rows)
-    _report_left_out(train_set, test_set, skipped, length)
+    length, folder = config.reward.max_length, stage.data if data.streaming else None
+    parts = load_parts(data, ACCEPTS, config.run.seed, stage.data)
+    options: Any = (data.drop_long_rows, folder)
+    train_set = tokenize(parts.train, tokenizer, length, data.train, *options)
+    test_set = tokenize(parts.held_out, tokenizer, length, data.test or data.train, *options)
+    _report_left_out(train_set, test_set, parts.skipped, length)
 
     model = load_scorer(config.model, None if config.model.load_in_4bit else torch.float32)
     freeze_lower_layers(model, config.model.train_top_layers)
     trainer = PairwiseRewardTrainer(
         model=model,
-        args=RewardConfig(
+        args=RewardArguments(
             **trainer_arguments(stage, config.reward, config.model.precision, len(train_set.rows)),
             max_length=None,  # over-long pairs are counted and left out; TRL drops them silently
             center_rewards_coefficient=config.reward.center_coefficient or None,
-        ),
-        train_dataset=_dataset(train_set),
-        eval_dataset=_dataset(test_set),
+        ).of(stage),
+        train_dataset=_dataset(train_set, folder and folder / "train"),
+        eval_dataset=_dataset(test_set, folder and folder / "held_out"),
         processing_class=tokenizer,
         peft_config=lora_config(config.model.lora, "SEQ_CLS"),
         callbacks=[RunLog(stage), WholeCheckpoints()],
@@ -90,7 +99,7 @@ def run(config: RewardStage) -> Path:
         "identical": train_set.identical + test_set.identical,
         "too_long": train_set.too_long + test_set.too_long,
         "zero_weight": train_set.zero_weight + test_set.zero_weight,
-        "skipped": len(skipped),
+        "skipped": len(parts.skipped),
         "reward_mean": trained.config.reward_mean,
         "reward_std": trained.config.reward_std,
         "steps": trainer.state.global_step,
@@ -130,34 +139,15 @@ def separate_pad(tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.unk_token
 
 
-def _rows(
-    config: RewardStage,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[str, ...]]:
-    data = config.data
-    options: dict[str, Any] = {"limit": data.limit, "skip_bad_rows": data.skip_bad_rows}
-    loaded = load(data.train, ACCEPTS, split=data.train_split, **options)
-    if data.test is None:
-        train_rows, test_rows = split_by_prompt(loaded.rows, data.test_fraction, config.run.seed)
-        if not train_rows or not test_rows:
-            raise UserError(
-                f"{data.train}: too few prompts to hold {data.test_fraction:.0%} out; "
-                "name data.test instead"
-            )
-        return train_rows, test_rows, loaded.skipped
-    held_out = load(data.test, ACCEPTS, split=data.test_split, **options)
-    return loaded.rows, held_out.rows, (*loaded.skipped, *held_out.skipped)
-
-
-def _dataset(comparisons: Comparisons) -> Dataset:
+def _dataset(comparisons: Comparisons, folder: Path | None) -> "Dataset":
     columns = ("chosen_ids", "rejected_ids", "weight", "margin")
-    return Dataset.from_list(
-        [{name: getattr(row, name) for name in columns} for row in comparisons.rows]
-    )
+    rows = ({name: getattr(row, name) for name in columns} for row in comparisons.rows)
+    return as_dataset(rows, folder)
 
 
 def _demonstrations(config: RewardStage, tokenizer: Any, train_set: Comparisons) -> list[list[int]]:
     if config.data.demonstrations is None:
-        return [ids for row in train_set.rows for ids in row.chosen_ids[:1]][:256]
+        return [row.chosen_ids[0] for row in train_set.rows[:256]]
     rows = load(config.data.demonstrations, ("prompt_completion",), split=None).rows
     return [
         query_ids(tokenizer, row["prompt"]) + response_ids(tokenizer, row["completion"])

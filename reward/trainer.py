@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import logsigmoid
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
+
+from workbench.trainer import StageArguments
 
 NO_PAD = -1  # a pad id that no token has
 
@@ -47,6 +49,7 @@ def preference_loss(
     weight: torch.Tensor,
     margin: torch.Tensor,
     center: float,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the weighted Bradley–Terry loss, a scalar.
 
@@ -59,8 +62,9 @@ def preference_loss(
         weight: of each pair, [P].
         margin: of each pair, [P].
         center: coefficient of the centring term.
+        total: Σ w to divide by, a scalar; None takes that of `weight`.
     """
-    share = weight / weight.sum()
+    share = weight / (weight.sum() if total is None else total)
     loss = -(share * logsigmoid(chosen - rejected - margin)).sum()
     if center:
         loss = loss + center * (share * (chosen + rejected) ** 2).sum()
@@ -68,6 +72,10 @@ def preference_loss(
 
 
 # trl carries no types
+class RewardArguments(StageArguments, RewardConfig):  # type: ignore[misc]
+    """TRL's arguments and the stage's config."""
+
+
 class PairwiseRewardTrainer(RewardTrainer):  # type: ignore[misc]
     """TRL's reward trainer with our batches: weighted pairs, one forward pass per answer.
 
@@ -102,13 +110,27 @@ class PairwiseRewardTrainer(RewardTrainer):  # type: ignore[misc]
         )
         chosen, rejected = scores[inputs["chosen"]], scores[inputs["rejected"]]
         center = self.args.center_rewards_coefficient or 0.0
-        loss = preference_loss(chosen, rejected, inputs["weight"], inputs["margin"], center)
-        with torch.no_grad():
-            margins = self.accelerator.gather_for_metrics(chosen - rejected)
-            values = self.accelerator.gather_for_metrics(scores)
-            self._metrics[mode]["accuracy"].append((margins > 0).float().mean().item())
-            self._metrics[mode]["margin"].append(margins.mean().item())
-            self._metrics[mode]["mean_reward"].append(values.mean().item())
-            self._metrics[mode]["min_reward"].append(values.min().item())
-            self._metrics[mode]["max_reward"].append(values.max().item())
+        weight, total = inputs["weight"], None
+        if mode == "train":
+            # Losses are averaged over processes, whose pairs differ in number and weight.
+            total = self.accelerator.reduce(weight.sum(), "mean")
+        loss = preference_loss(chosen, rejected, weight, inputs["margin"], center, total)
+        self._note(mode, (chosen - rejected).detach(), scores.detach())
         return (loss, {"logits": scores}) if return_outputs else loss
+
+    def _note(self, mode: str, margins: torch.Tensor, scores: torch.Tensor) -> None:
+        """Note what is shown of a batch, over the pairs and answers of all processes."""
+        counts = [margins.new_tensor(len(margins)), margins.new_tensor(len(scores))]
+        sums = [(margins > 0).sum().float(), margins.sum(), scores.sum()]
+        own = torch.stack([*counts, *sums, scores.min(), scores.max()])
+        # As many numbers from each process, though not as many pairs.
+        every = self.accelerator.gather(own).view(-1, len(own))
+        pairs, answers, right, margin, score = every[:, :5].sum(0).tolist()
+        for name, value in {
+            "accuracy": right / pairs,
+            "margin": margin / pairs,
+            "mean_reward": score / answers,
+            "min_reward": every[:, 5].min().item(),
+            "max_reward": every[:, 6].max().item(),
+        }.items():
+            self._metrics[mode][name].append(value)

@@ -1,19 +1,19 @@
 """Stage 1: supervised fine-tuning with `trl.SFTTrainer`."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trl import SFTConfig
-
 from sft.config import SFTStage
-from sft.data import tokenize
-from sft.trainer import DemonstrationTrainer
+from sft.data import Tokenized, tokenize
+from sft.trainer import DemonstrationTrainer, SFTArguments
 from workbench.cards import model_card
 from workbench.chat import decode, query_ids
-from workbench.data import Kind, load, split_by_prompt
+from workbench.data import Kind, load_parts
 from workbench.generation import generate
 from workbench.logs import console, is_main_process
 from workbench.models import freeze_lower_layers, load_policy, load_tokenizer, lora_config
+from workbench.processes import agree, start
 from workbench.run import StageRun
 from workbench.trainer import (
     RunLog,
@@ -40,19 +40,24 @@ def run(config: SFTStage) -> Path:
     import torch
     from transformers import set_seed
 
+    start("sft")
     stage = StageRun("sft", config, config.inputs())
-    if stage.finished:
+    if agree(stage.finished, f"{stage.path}, finished or not"):
         console.print(f"sft: {stage.path} is up to date", markup=False)
         return stage.path
     set_seed(config.run.seed)
     tokenizer = load_tokenizer(config.model.name, config.model)
-    train_rows, test_rows, skipped = _rows(config)
-    source = config.data.train
-    train_set = tokenize(train_rows, tokenizer, config.sft, source, config.data.drop_long_rows)
-    test_set = tokenize(
-        test_rows, tokenizer, config.sft, config.data.test or source, config.data.drop_long_rows
-    )
-    _report_left_out(train_set.too_long + test_set.too_long, skipped, config.sft.max_length)
+    data = config.data
+    parts = load_parts(data, ACCEPTS, config.run.seed, stage.data)
+
+    def encode(part: str, source: str) -> Tokenized:
+        folder = stage.data / part if data.streaming else None
+        rows = getattr(parts, part)
+        return tokenize(rows, tokenizer, config.sft, source, data.drop_long_rows, folder)
+
+    train_set, test_set = encode("train", data.train), encode("held_out", data.test or data.train)
+    too_long = train_set.too_long + test_set.too_long
+    _report_left_out(too_long, parts.skipped, config.sft.max_length)
 
     quantized = config.model.load_in_4bit
     model = load_policy(config.model, None if quantized else torch.float32)
@@ -60,20 +65,21 @@ def run(config: SFTStage) -> Path:
     arguments = trainer_arguments(stage, config.sft, config.model.precision, len(train_set.dataset))
     trainer = DemonstrationTrainer(
         model=model,
-        args=SFTConfig(
+        args=SFTArguments(
             **arguments,
             max_length=config.sft.max_length,
             packing=config.sft.packing,
             eval_packing=False,
             completion_only_loss=True,  # our mask already says which tokens count
-        ),
+        ).of(stage),
         train_dataset=train_set.dataset,
         eval_dataset=test_set.dataset,
         processing_class=tokenizer,
         peft_config=lora_config(config.model.lora, "CAUSAL_LM"),
         callbacks=[RunLog(stage), WholeCheckpoints()],
     )
-    prompts = [row["prompt"] for row in test_rows if "prompt" in row][: config.sft.sample_prompts]
+    asked = (row["prompt"] for row in parts.held_out if "prompt" in row)
+    prompts = list(islice(asked, config.sft.sample_prompts))
     if prompts:
         queries = [query_ids(tokenizer, prompt) for prompt in prompts]
 
@@ -104,8 +110,8 @@ def run(config: SFTStage) -> Path:
         "eval_loss": metrics["eval_loss"],
         "train_rows": len(train_set.dataset),
         "test_rows": len(test_set.dataset),
-        "too_long": train_set.too_long + test_set.too_long,
-        "skipped": len(skipped),
+        "too_long": too_long,
+        "skipped": len(parts.skipped),
         "steps": trainer.state.global_step,
     }
     what = (
@@ -121,17 +127,6 @@ def run(config: SFTStage) -> Path:
             f"sft: held-out loss {summary['eval_loss']:.3f}; model in {stage.model}", markup=False
         )
     return stage.path
-
-
-def _rows(config: SFTStage) -> tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[str, ...]]:
-    data = config.data
-    options: dict[str, Any] = {"limit": data.limit, "skip_bad_rows": data.skip_bad_rows}
-    loaded = load(data.train, ACCEPTS, split=data.train_split, **options)
-    if data.test is None:
-        train_rows, test_rows = split_by_prompt(loaded.rows, data.test_fraction, config.run.seed)
-        return train_rows, test_rows, loaded.skipped
-    held_out = load(data.test, ACCEPTS, split=data.test_split, **options)
-    return loaded.rows, held_out.rows, (*loaded.skipped, *held_out.skipped)
 
 
 def _report_left_out(too_long: int, skipped: tuple[str, ...], max_length: int) -> None:

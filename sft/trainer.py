@@ -3,7 +3,13 @@
 from typing import Any
 
 from torch.nn.functional import cross_entropy
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
+
+from workbench.trainer import StageArguments
+
+
+class SFTArguments(StageArguments, SFTConfig):  # type: ignore[misc]
+    """TRL's arguments and the stage's config."""
 
 
 class DemonstrationTrainer(SFTTrainer):  # type: ignore[misc]

@@ -42,6 +42,21 @@ def start(stage: str, folder: Path, tracker: str, *overrides: str) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+def texts(folder: Path) -> str:
+    """All texts that TensorBoard's files hold."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = ""
+    for file in folder.rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["tensors"]:
+            found += "".join(
+                str(value.tensor_proto.string_val[0], "utf-8") for value in events.Tensors(tag)
+            )
+    return found
+
+
 def logged(folder: Path) -> set[str]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -82,19 +97,29 @@ def test_tensorboard_gets_the_metrics_of_the_supervised_and_the_ppo_stage(
     start("ppo", tmp_path, "tensorboard", *ppo_overrides)
     assert "train/loss" in logged(tmp_path / "runs" / "tracked" / "sft")
     assert "objective/kl" in logged(tmp_path / "runs" / "tracked" / "ppo")
+    (settings,) = (tmp_path / "runs/tracked/ppo/tensorboard").rglob("hparams.yml")
+    assert "data.max_query_length: 512" in settings.read_text("utf-8")
+    assert '"data.drop_long_rows": true' in texts(tmp_path / "runs" / "tracked" / "sft")
 
 
-def test_trackio_gets_them_without_a_network(tmp_path, ppo_overrides):
+def test_trackio_gets_them_without_a_network(tiny_llama, tmp_path, ppo_overrides):
     start("ppo", tmp_path, "trackio", *ppo_overrides)
     databases = list((tmp_path / "trackio").rglob("*.db")) + list(
         (tmp_path / "trackio").rglob("*.parquet")
     )
     assert databases
-    assert any(
-        b"objective/kl" in path.read_bytes()
-        for path in (tmp_path / "trackio").rglob("*")
-        if path.is_file()
-    )
+    assert found(tmp_path, b"objective/kl")
+    assert found(tmp_path, b"data.max_query_length")
+    assert not found(tmp_path, b"data.drop_long_rows")
+    data = rows(tmp_path / "sft.jsonl")
+    options = (f"model.name={tiny_llama}", f"data.train={data}", "sft.max_steps=2")
+    start("sft", tmp_path, "trackio", *options)
+    assert found(tmp_path, b"data.drop_long_rows")
+
+
+def found(folder: Path, text: bytes) -> bool:
+    files = [path for path in (folder / "trackio").rglob("*") if path.is_file()]
+    return any(text in path.read_bytes() for path in files)
 
 
 def test_a_tracker_that_is_not_installed_is_refused_in_one_line(monkeypatch):

@@ -2,19 +2,21 @@
 
 import errno
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from workbench import __version__, commands, inventory, launch, runs_command, samples
+from workbench import __version__, commands, inventory, launch, plan_command, runs_command, samples
 from workbench import doctor as doctor_command
 from workbench.data import command as data_command
 from workbench.errors import StageError, UserError
-from workbench.logs import console, quiet_libraries
+from workbench.logs import console, is_main_process, process_index, quiet_libraries, unbarred
 from workbench.passwords import masked, masked_tree
 from workbench.process import prepare
+from workbench.processes import SILENT, asked, loss_in_words, lost, tells
 
 app = typer.Typer(
     name="rlhf",
@@ -162,6 +164,7 @@ app.add_typer(launch.room_commands("ui", "ratings_command"), name="ratings")
 app.add_typer(data_command.app, name="data")
 app.command()(inventory.models)
 app.add_typer(runs_command.app, name="runs")
+app.command()(plan_command.plan)
 app.command()(doctor_command.doctor)
 
 
@@ -185,15 +188,19 @@ def guarded(call: Callable[[], object]) -> int:
         # `rlhf` alone has printed its help already and has nothing to add.
         return _fail(f"{message.rstrip('.')}; see --help") if message else 2
     except (KeyboardInterrupt, typer.Abort):
+        if asked() > 1:  # once by the terminal, and once more by what started the processes
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         console.print(
             "\nstopped; what was finished is kept, the same command continues", markup=False
         )
         return INTERRUPTED
     except Exception as error:
-        reason = _unwritable(error)
-        if reason is None:
-            raise
-        return _fail(reason)
+        reason = loss_in_words(error) if lost(error) else _unwritable(error)
+        if reason is not None:
+            return _fail(reason)
+        if not tells():
+            return SILENT
+        raise
     return result if isinstance(result, int) else 0
 
 
@@ -211,11 +218,12 @@ def _unwritable(error: Exception) -> str | None:
 
 
 def _fail(message: str) -> int:
-    from workbench.logs import is_main_process, unbarred
-
-    if is_main_process():
-        with unbarred():
-            console.print(f"rlhf: error: {masked(message)}", markup=False, style="red")
+    if not tells():
+        return SILENT
+    where = "" if is_main_process() else f"process {process_index()}: "
+    console.quiet = False
+    with unbarred():
+        console.print(f"rlhf: error: {where}{masked(message)}", markup=False, style="red")
     return 2
 
 

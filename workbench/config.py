@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 from collections.abc import Iterable, Mapping
@@ -240,6 +241,11 @@ def _check(value: Any, hint: Any, key: str, source: str) -> Any:
     return checked
 
 
+def _shown(value: Any) -> str:
+    # As it is written in YAML, where Python has other words.
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+
 def _validate(config: Any, prefix: str, origin: Mapping[str, str]) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -256,4 +262,18 @@ def _validate(config: Any, prefix: str, origin: Mapping[str, str]) -> None:
     value = config
     for part in key.split("."):
         value = getattr(value, part)
-    raise UserError(f"{origin.get(dotted, 'default')}: {dotted}={value!r}: {reason}")
+    raise UserError(f"{origin.get(dotted, 'default')}: {dotted}={_shown(value)}: {reason}")
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config's tree under dotted names, as trackers take it: no lists and no null."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= flat(value, f"{name}.")
+        elif value is None:
+            found[name] = "null"
+        else:
+            found[name] = str(value) if isinstance(value, list) else value
+    return found

@@ -13,9 +13,18 @@ from rich.console import Console
 T = TypeVar("T")
 
 
+# As `accelerate launch` and torchrun number processes, and as several kinds of mpirun do.
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def process_index() -> int:
+    """Return the number of this process among those its launcher started; 0 where it is alone."""
+    return next((int(os.environ[name]) for name in RANKS if os.environ.get(name)), 0)
+
+
 def is_main_process() -> bool:
     """Return whether this process prints and writes (rank 0 of `accelerate launch`)."""
-    return os.environ.get("RANK", "0") == "0"
+    return process_index() == 0
 
 
 # Without emoji=False, rich shows "pairs.jsonl:100: …" with a picture for ":100:".
@@ -35,6 +44,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # Gradio and trackio would report usage to their makers.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # DDP advises each process about parameters that every model here uses.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for name in (
         "transformers",
         "trl",

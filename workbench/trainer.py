@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from workbench.config import flat, to_tree
+from workbench.errors import UserError, out_of_memory
 from workbench.files import damage, write_manifest
 from workbench.logs import console, is_main_process
 from workbench.models import ADAPTED_CONFIG, Precision, compute_dtype
+from workbench.processes import (
+    asked,
+    asked_for_deepspeed,
+    asked_for_fsdp,
+    check,
+    of_main,
+    wait_for_everyone,
+)
 from workbench.run import StageRun
 from workbench.settings import OptimizerSettings
 
@@ -32,8 +42,7 @@ def trainer_arguments(
     """
     import torch
 
-    world = max(1, int(os.environ.get("WORLD_SIZE", "1")))
-    per_update = optimizer.batch_size * optimizer.gradient_accumulation * world
+    per_update = optimizer.batch_size * optimizer.gradient_accumulation * asked()
     # The checkpoints folder, where the callback would write, is removed when the stage is done.
     if run.settings.report_to == "tensorboard":
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "tensorboard")
@@ -83,6 +92,25 @@ def trainer_arguments(
     }
 
 
+class StageArguments:
+    """Base, first in line, of the trainers' arguments: trackers get the stage's whole config too.
+
+    All of them ask `to_dict`, some anew after the training has ended.
+    """
+
+    stage: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+    def of(self, run: StageRun) -> Any:
+        """Take up the config of a run; returns itself."""
+        self.stage = flat(to_tree(run.config))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments, and the stage's settings under their dotted names."""
+        own: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        return own | self.stage
+
+
 # The callbacks below: transformers carries no types.
 class RunLog(TrainerCallback):  # type: ignore[misc]
     """Copies the trainer's log to the run's metrics.jsonl."""
@@ -109,7 +137,8 @@ class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """Write the manifest after the trainer has written its files."""
+        """Write the manifest after the trainer has written its files, on every process."""
+        wait_for_everyone()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if is_main_process() and folder.is_dir():
             write_manifest(folder)
@@ -126,13 +155,17 @@ class SampleTable(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Generate and write the table; only the main process does."""
-        if is_main_process():
+        """Generate and write the table; the main process alone does, which has a whole model."""
+        if is_main_process() and not _split():
             self.run.save_samples(state.global_step, self.sample(kwargs["model"]))
 
 
 def newest_checkpoint(run: StageRun) -> Path | None:
     """Return the newest whole checkpoint; damaged ones are named and removed."""
+    return of_main(_newest_checkpoint(run) if is_main_process() else None)
+
+
+def _newest_checkpoint(run: StageRun) -> Path | None:
     folders = sorted(
         run.checkpoints.glob("checkpoint-*"), key=lambda p: -int(p.name.rpartition("-")[2])
     )
@@ -140,14 +173,31 @@ def newest_checkpoint(run: StageRun) -> Path | None:
         problem = damage(folder)
         if problem is None:
             return folder
-        if is_main_process():
-            console.print(f"{folder}: not used, {problem}", markup=False)
-            shutil.rmtree(folder, ignore_errors=True)
+        console.print(f"{folder}: not used, {problem}", markup=False)
+        shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
 def train(trainer: Any, run: StageRun) -> None:
-    """Train from the newest whole checkpoint, or from the start."""
+    """Train from the newest whole checkpoint, or from the start; every process calls it.
+
+    Raises:
+        UserError: when memory runs out, or the processes are not what was asked for.
+    """
+    check(trainer.accelerator)
+    try:
+        _train(trainer, run)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"{run.path}: out of memory; in another run lower {run.stage}.batch_size and raise "
+            f"{run.stage}.gradient_accumulation as much, or set "
+            f"{run.stage}.gradient_checkpointing=true or model.lora.enabled=true"
+        ) from None
+
+
+def _train(trainer: Any, run: StageRun) -> None:
     checkpoint = newest_checkpoint(run)
     if checkpoint is None:
         run.rewind(-1)
@@ -155,8 +205,21 @@ def train(trainer: Any, run: StageRun) -> None:
         return
     step = int(checkpoint.name.rpartition("-")[2])
     console.print(f"{run.stage}: continuing from {checkpoint}", markup=False)
+    before = len(list(checkpoint.glob("rng_state*.pth")))  # each process leaves one
+    if before != asked():
+        console.print(
+            f"{run.stage}: not as many processes as there were ({before} → {asked()}); "
+            f"{run.stage}.batch_size is of each, so an update reads another number of rows from "
+            "here on, and in another order",
+            markup=False,
+            style="yellow",
+        )
     run.rewind(step)
     trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def _split() -> bool:
+    return asked_for_fsdp() or asked_for_deepspeed()
 
 
 def save_model(
@@ -168,12 +231,21 @@ def save_model(
     from workbench.files import atomic_folder
 
     model = trainer.accelerator.unwrap_model(trainer.model)
+    # Gathered by all processes, where each has a part.
+    weights = trainer.accelerator.get_state_dict(trainer.model) if _split() else None
     if not is_main_process():
         return
     with atomic_folder(run.model) as folder:
         # Half the size, and what a later stage computes with; fp32 matters only while training.
-        model.to(torch.bfloat16 if trainer.args.bf16 else torch.float32)
-        model.save_pretrained(folder)
+        dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
+        if weights is None:
+            model.to(dtype)
+        else:
+            weights = {name: weight.to(dtype) for name, weight in weights.items()}
+        model.save_pretrained(folder, state_dict=weights)
+        if weights is not None and (folder / "config.json").is_file():
+            model.config.dtype = dtype  # and not that of the parts
+            model.config.to_json_file(folder / "config.json")
         if not (folder / "config.json").is_file():
             # An adapter is saved without the config, which carries the normaliser. Not as
             # config.json: transformers would then look for whole weights here.

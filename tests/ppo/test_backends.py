@@ -62,7 +62,9 @@ def roles_of(model):
     from contextlib import nullcontext
 
     return SimpleNamespace(
-        actor=model, sampling=nullcontext, settings=SimpleNamespace(name="a/model")
+        actor=model,
+        sampling=lambda: nullcontext(model),
+        settings=SimpleNamespace(name="a/model"),
     )
 
 

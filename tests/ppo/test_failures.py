@@ -7,8 +7,11 @@ import torch
 
 from ppo import checkpoint, failures
 from ppo.evaluation import evaluate
+from tests import two
+from tests.ppo.conftest import arguments
 from tests.ppo.test_engine import same_end, weights
 from workbench.errors import UserError
+from workbench.files import damage
 
 GIVEN = ["ppo.total_episodes=32", "ppo.score_scaling=running", "ppo.save_every=9"]
 FAILED = "run.name=failed"
@@ -236,3 +239,38 @@ def test_weights_that_are_not_finite_are_not_saved(llama, trainer):
     with pytest.raises(UserError, match=r"update-000002: not written, since weights.policy"):
         made.save_state()
     assert saved(made) == ["update-000001"]
+
+
+# --- two processes
+
+
+FAILS_ELSEWHERE = '''
+import os
+
+def score(completions, **columns):
+    """Lengths; after its first batch the second process has had enough."""
+    score.calls += 1
+    if os.environ["RANK"] == "1" and score.calls > 1:
+        raise KeyError("no such word")
+    return [float(len(text)) for text in completions]
+
+score.calls = 0
+'''
+
+
+@pytest.mark.slow
+def test_what_fails_on_another_process_ends_all_and_is_told_once(llama, runs, prompts, tmp_path):
+    (tmp_path / "mine.py").write_text(FAILS_ELSEWHERE)
+    done = two.rlhf(
+        "ppo", *arguments(llama, runs, prompts), f"rewards.functions=[{tmp_path}/mine.py:score]",
+        "ppo.save_every=1",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    said = " ".join(done.stderr.split())
+    assert said.count("rlhf: error:") == 1
+    assert "rlhf: error: process 1: reward function" in said
+    assert "raised KeyError" in said
+    assert "the same command goes on from the checkpoint of update 1" in said
+    for noise in ("Traceback", "elastic", "gloo"):
+        assert noise not in said
+    assert damage(runs / "default" / "ppo" / "checkpoints" / "update-000001") is None

@@ -1,6 +1,7 @@
 """A run that is killed at any moment, however often, ends like one that was left alone."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 
 from ppo import checkpoint, stage, state
 from ppo.config import PPOStage
 from ppo.engine import PPOEngine
+from ppo.evaluation import Evaluation
+from ppo.monitors import Monitors
+from tests import two
 from tests.ppo.conftest import Family, arguments
 from workbench.cli import guarded
 from workbench.config import load_config
@@ -188,16 +191,12 @@ def test_other_settings_are_refused_by_the_checkpoint_too(llama, trainer):
     assert other.global_step == 0
 
 
-def test_other_prompts_and_processes_are_refused(llama, trainer):
+def test_other_prompts_are_refused(llama, trainer):
     found = checkpoint.load(kept(trainer(llama)))
     other = trainer(llama)
     other.train_queries = other.train_queries[::-1]
     with pytest.raises(UserError, match="trained on other prompts, or on the same in another"):
         state.take_up(other, found)
-    three = trainer(llama)
-    found["conditions"]["processes"] = 3
-    with pytest.raises(UserError, match="of 3 processes, and here are 1"):
-        state.take_up(three, found)
 
 
 def test_other_threads_are_named_and_the_run_goes_on(llama, trainer, capsys):
@@ -263,52 +262,88 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_stays(llama, train
 # --- two processes
 
 
+def updates(folder: Path) -> list[dict[str, Any]]:
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "lr" in row]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def alarmed(self: Monitors, update: int, _: Evaluation) -> dict[str, float]:
+    """An alarm after two updates, which only the main process sees."""
+    self.stopped = "alarm" if update == 2 else None
+    return {}
+
+
 def two_main(folder: str) -> None:
-    """Run the stage three times on each process: whole, stopped after three updates, resumed."""
+    """Run the stage on each process: whole, stopped after three updates, resumed, and more."""
     arguments = sys.argv[1:]
     step = PPOEngine.step
     # The processes stay connected from one run to the next.
     Accelerator.end_training = lambda _: None  # type: ignore[method-assign]
 
-    def run(name: str, stop: int | None) -> None:
+    def run(name: str, stop: int | None, *more: str) -> None:
         def stopping(engine: PPOEngine) -> dict[str, float]:
             if engine.global_step == stop:
                 raise KeyboardInterrupt
             return step(engine)
 
         PPOEngine.step = stopping  # type: ignore[method-assign]
-        stage.run(load_config(PPOStage, None, [*arguments, f"run.name={name}"]))
+        stage.run(load_config(PPOStage, None, [*arguments, f"run.name={name}", *more]))
 
     run("whole", None)
     with contextlib.suppress(KeyboardInterrupt):
         run("stopped", 3)
     run("stopped", None)
+    with contextlib.suppress(KeyboardInterrupt):
+        run("fewer", 3)
+    run("more", None)
+    Monitors.observe = alarmed  # type: ignore[method-assign]
+    run("early", None, "ppo.target_kl=1e-9", "monitors.stop=true", "ppo.eval_every=2")
     (Path(folder) / f"done-{os.environ['RANK']}").touch()
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_with_the_random_numbers_of_each(llama, runs, prompts, noisy, tmp_path):
+def test_two_processes_go_on_with_the_random_numbers_of_each(
+    llama, runs, prompts, noisy, tmp_path, monkeypatch, capsys
+):
     """The reward depends on each process's own global generators."""
     asked = given(
         llama, runs, prompts, f"rewards.functions=[{noisy}]", "ppo.total_episodes=40",
         "ppo.save_every=2", "ppo.score_scaling=running",
     )  # fmt: skip
-    packaged = Path(__file__).parents[2] / "configs" / "accelerate" / "cpu.yaml"
-    # Accelerate connects processes for this type only; MULTI_CPU without mpirun starts one.
-    launch = yaml.safe_load(packaged.read_text()) | {
-        "distributed_type": "MULTI_GPU", "use_cpu": False
-    }  # fmt: skip
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(launch))
+    step = PPOEngine.step
+
+    def stopping(engine: PPOEngine) -> dict[str, float]:
+        if engine.global_step == 3:
+            raise KeyboardInterrupt
+        return step(engine)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOEngine, "step", stopping)
+        with contextlib.suppress(KeyboardInterrupt):  # by one process, for two
+            stage.run(load_config(PPOStage, None, [*asked, "run.name=more"]))
+    gc.collect()  # the folder's lock goes with the run
     (tmp_path / "main.py").write_text(
         f"from tests.ppo.test_state import two_main\ntwo_main({str(tmp_path)!r})\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0",
-         "--config_file", str(tmp_path / "two.yaml"), str(tmp_path / "main.py"), *asked],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    result = two.accelerate(str(tmp_path / "main.py"), *asked)
     assert result.returncode == 0, result.stderr
     assert all((tmp_path / f"done-{rank}").exists() for rank in (0, 1))
     assert "continuing from" in result.stderr
     assert left(runs / "stopped" / "ppo") == left(runs / "whole" / "ppo")
+
+    # Neither process waits for the other where one ends an update, or the run, before its time.
+    early = updates(runs / "early" / "ppo")
+    assert [row["policy/minibatches"] for row in early] == [1, 1]
+    assert json.loads((runs / "early" / "ppo" / "summary.json").read_text())["stopped"] == "alarm"
+
+    # Another number of processes goes on, and says what is not as it was.
+    said = "not as many processes as there were (processes: 1 → 2"
+    assert result.stderr.count(said) == 1
+    capsys.readouterr()
+    stage.run(load_config(PPOStage, None, [*asked, "run.name=fewer"]))
+    assert "processes: 2 → 1" in " ".join(capsys.readouterr().err.split())
+    whole, fewer, more = (updates(runs / name / "ppo") for name in ("whole", "fewer", "more"))
+    assert fewer[:2] == whole[:2]  # up to the checkpoint
+    for rows in (fewer, more):
+        for key in ("step", "episode", "lr"):
+            assert [row[key] for row in rows] == [row[key] for row in whole]

@@ -6,6 +6,7 @@ import torch
 
 from reward.config import RewardStage
 from reward.stage import run
+from tests import two
 from workbench.chat import query_ids, response_ids
 from workbench.config import load_config
 from workbench.errors import UserError
@@ -353,3 +354,48 @@ def test_the_pad_token_is_told_apart_from_eos_where_the_model_has_one(stage, tin
     assert (tokenizer.pad_token, tokenizer.eos_token) == ("<unk>", "</s>")
     config = json.loads((folder / "model" / "config.json").read_text("utf-8"))
     assert config["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_streaming_trains_on_the_same_pairs(stage, tiny_llama):
+    known = stage(tiny_llama, "reward.epochs=1")
+    found = stage(tiny_llama, "reward.epochs=1", "run.name=streaming", "data.streaming=true")
+    models = [folder / "model/model.safetensors" for folder in (known, found)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    numbers = [
+        {k: v for k, v in summary(folder).items() if k != "seconds"} for folder in (known, found)
+    ]
+    assert numbers[0] == numbers[1]
+    assert not (found / "data").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(stage, runs, tmp_path, tiny_llama):
+    """As many prompts an update, half of them in each process, with unlike numbers of pairs."""
+    unlike = [
+        {**row, "ranks": [2, 1, 3], "weight": 1 + n} if n % 3 == 0 else row
+        for n, row in enumerate(RANKINGS)
+    ]
+    data = written(tmp_path / "unlike.jsonl", unlike)
+    given = [
+        f"data.train={data}", "reward.max_steps=5", "reward.center_coefficient=0.1",
+        f"model.name={tiny_llama}", "model.precision=fp32", "data.test_fraction=0.25",
+        "reward.learning_rate=3e-3", "reward.logging_steps=1", "reward.max_length=128",
+        "data.demonstrations=null",
+    ]  # fmt: skip
+    done = two.rlhf("reward", *given, "reward.batch_size=3", "run.name=two")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("reward: held-out accuracy") == 1
+    assert "Traceback" not in done.stderr
+    one = stage(tiny_llama, *given, "reward.batch_size=6", "run.name=one")
+    both = runs / "two" / "reward"
+    rows, others = (
+        [row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+        for folder in (both, one)
+    )
+    assert len(rows) == 5
+    for row, other in zip(rows, others, strict=True):
+        for key in ("loss", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"):
+            assert row[key] == pytest.approx(other[key], abs=1e-5), key
+    found, alone = summary(both), summary(one)
+    assert found.keys() == alone.keys()
+    assert found["reward_mean"] == pytest.approx(alone["reward_mean"], abs=1e-3)

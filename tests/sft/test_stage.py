@@ -1,8 +1,10 @@
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ import torch
 from sft.config import SFTStage
 from sft.data import tokenize
 from sft.stage import run
+from tests import two
 from workbench.chat import query_ids
 from workbench.config import load_config
 from workbench.errors import UserError
 from workbench.files import damage
 from workbench.models import ModelSettings, decoder_layers, load_policy, load_tokenizer
 from workbench.run import StageRun, read_metrics
+from workbench.trainer import RunLog
 
 WORDS = ("tar", "rain", "rice", "gulls", "lift", "tea", "bread", "gate")
 ROWS = [{"prompt": f"Why {w}?", "completion": f"Because of the {w} lamp."} for w in WORDS]
@@ -457,3 +461,84 @@ def test_a_limit_on_file_sizes_is_one_line(runs, rows, tiny_llama):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "the file would be larger than the disk or `ulimit -f` allows" in last_line(done.stderr)
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_streaming_trains_on_the_same_rows(stage, rows, tiny_llama, packing):
+    options = ("data.test=null", "data.test_fraction=0.3", f"sft.packing={packing}")
+    known = stage(tiny_llama, *options)
+    found = stage(tiny_llama, *options, "run.name=streaming", "data.streaming=true")
+    assert (found / "model/model.safetensors").read_bytes() == (
+        known / "model/model.safetensors"
+    ).read_bytes()
+    assert logged(found, "eval_loss") == logged(known, "eval_loss")
+    assert [path.name for path in found.iterdir() if path.name == "data"] == []
+
+
+def test_streaming_stops_at_a_row_as_reading_does(stage, rows, tiny_llama):
+    for more, message in (
+        (["sft.max_length=8", "data.drop_long_rows=false"], r"row 1 has \d+ tokens"),
+        (["sft.max_length=8"], r"all 8 rows are longer than sft\.max_length=8; raise it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stage(tiny_llama, "data.streaming=true", *more)
+
+
+# Two processes
+
+
+def two_main(llama: str, gpt2: str) -> None:
+    """Run the stage on each process: once for the losses; whole, stopped and resumed for the rest.
+
+    GPT-2 has dropout, so that its weights depend on the random numbers of each process.
+    """
+    given = sys.argv[1:]
+    noted = RunLog.on_log
+
+    def start(model: str, name: str) -> None:
+        run(load_config(SFTStage, None, [*given, f"model.name={model}", f"run.name={name}"]))
+
+    def stopping(self: RunLog, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        noted(self, args, state, *rest, **more)
+
+    start(llama, "two")
+    start(gpt2, "whole")
+    RunLog.on_log = stopping  # type: ignore[method-assign]
+    with contextlib.suppress(KeyboardInterrupt):
+        start(gpt2, "stopped")
+    RunLog.on_log = noted  # type: ignore[method-assign]
+    start(gpt2, "stopped")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(stage, runs, tmp_path, tiny_llama, tiny_gpt2):
+    """As many rows an update, half of them in each process: the same losses, and one log."""
+    longer = [{**row, "completion": row["completion"] + n * " Rain."} for n, row in enumerate(ROWS)]
+    data = written(tmp_path / "longer.jsonl", longer)  # tokens to learn differ between processes
+    given = [
+        *overrides(tiny_llama, data), "sft.learning_rate=3e-3", "sft.logging_steps=1",
+        "sft.max_grad_norm=0.5", "sft.weight_decay=0.1", "sft.sample_prompts=1",
+    ]  # fmt: skip
+    (tmp_path / "main.py").write_text(
+        "from tests.sft.test_stage import two_main\n"
+        f"two_main({str(tiny_llama)!r}, {str(tiny_gpt2)!r})\n"
+    )
+    done = two.accelerate(str(tmp_path / "main.py"), *given, "sft.batch_size=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("sft: held-out loss") == 3  # the main process's
+    assert done.stderr.count("sft: continuing from runs/stopped/sft/checkpoints/checkpoint-2") == 1
+
+    one = stage(tiny_llama, *given, "sft.batch_size=4", "run.name=one")
+    both = runs / "two" / "sft"
+    assert len(logged(both, "loss")) == 4
+    for key in ("loss", "grad_norm", "num_tokens", "mean_token_accuracy"):
+        assert logged(both, key) == pytest.approx(logged(one, key), abs=1e-5, rel=1e-5), key
+    found, alone = weights(both / "model"), weights(one / "model")
+    assert max(float((found[name] - alone[name]).abs().max()) for name in alone) < 1e-4
+    assert summary(both).keys() == summary(one).keys()
+
+    whole, stopped = (runs / name / "sft" / "model" for name in ("whole", "stopped"))
+    for name, weight in weights(whole).items():
+        assert torch.equal(weights(stopped)[name], weight), name

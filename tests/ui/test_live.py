@@ -136,7 +136,7 @@ def test_an_answer_of_a_server_that_nobody_waits_for_stops():
 
 
 def test_a_server_that_fails_is_named(monkeypatch):
-    monkeypatch.setattr("workbench.served.sleep", lambda seconds: None)
+    monkeypatch.setattr("workbench.asking.sleep", lambda seconds: None)
     with chat_server() as server:
         live = LiveModels(SamplingSettings(max_new_tokens=12, temperature=0))
         live.load(server.source())

@@ -120,7 +120,13 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def chat_server(**options) -> Iterator[ChatServer]:
     """Serve until the block ends."""
-    served = ChatServer(**options)
+    with serving(ChatServer(**options)) as served:
+        yield served
+
+
+@contextmanager
+def serving(served: ChatServer) -> Iterator[ChatServer]:
+    """Serve what there is already until the block ends."""
     handler = type("Handler", (_Handler,), {"served": served})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -117,7 +117,8 @@ def test_the_commands_of_the_rating_app_are_there(rlhf, command, part):
 
 def test_only_the_main_process_tells_the_mistake(rlhf, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert rlhf("sft", "sft.epoch=1") == (2, "", "")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert rlhf("sft", "sft.epoch=1") == (3, "", "")
 
 
 def test_no_arguments_show_the_help_and_no_error(rlhf):

@@ -1,13 +1,16 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 
 from sft.config import SFTStage
 from workbench.cards import model_card
 from workbench.config import load_config
-from workbench.files import MANIFEST, damage
+from workbench.errors import UserError
+from workbench.files import MANIFEST, damage, write_manifest
 from workbench.models import (
     LoraSettings,
     ModelSettings,
@@ -218,8 +221,6 @@ def test_an_old_log_is_dropped_when_training_starts_from_nothing(open_run, tiny_
 
 
 def checkpoint(run: StageRun, step: int):
-    from workbench.files import write_manifest
-
     folder = run.checkpoints / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
@@ -253,6 +254,34 @@ def test_a_damaged_checkpoint_is_named_removed_and_the_one_before_is_taken(open_
     assert err.count("\n") == 1
 
 
+def test_another_number_of_processes_goes_on_and_is_told(open_run, capsys):
+    run, started = open_run(), []
+    for name in ("rng_state_0.pth", "rng_state_1.pth"):  # one of each process
+        run.checkpoints.joinpath("checkpoint-3").mkdir(parents=True, exist_ok=True)
+        run.checkpoints.joinpath("checkpoint-3", name).touch()
+    write_manifest(run.checkpoints / "checkpoint-3")
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(distributed_type=DistributedType.NO, num_processes=1),
+        train=lambda **given: started.append(given),
+    )
+    train(trainer, run)
+    assert started == [{"resume_from_checkpoint": str(run.checkpoints / "checkpoint-3")}]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sft: not as many processes as there were (2 → 1); sft.batch_size is of each" in said
+
+
+def test_a_lack_of_memory_is_told_in_one_line(open_run):
+    def train_it() -> None:
+        torch.empty(2**52, dtype=torch.uint8)  # more than any address space holds
+
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(distributed_type=DistributedType.NO, num_processes=1),
+        train=train_it,
+    )
+    with pytest.raises(UserError, match=r"sft: out of memory; .* lower sft.batch_size and raise"):
+        train(trainer, open_run())
+
+
 def test_every_checkpoint_is_sealed(open_run, tiny_gpt2):
     run = open_run()
     train(trainer_for(run, tiny_gpt2, FOUR_STEPS), run)
@@ -275,6 +304,16 @@ def test_samples_are_taken_at_every_evaluation(open_run, tiny_llama):
     assert json.loads(found[0].read_text("utf-8")) == {"kind": "LlamaForCausalLM"}
 
 
+@pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])
+def test_no_sample_is_taken_of_a_part_of_a_model(open_run, monkeypatch, sharding):
+    """The main process alone would wait for parts that the others do not send."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
+    run = open_run()
+    table = SampleTable(run, lambda _: [{"kind": "asked"}])
+    table.on_evaluate(None, SimpleNamespace(global_step=2), None, model=None)
+    assert not (run.path / "samples").exists()
+
+
 # The model that is left
 
 
@@ -285,12 +324,16 @@ class Trained:
         from accelerate import Accelerator
         from transformers import TrainingArguments
 
-        self.model, self.accelerator = model, Accelerator(cpu=True)
         self.args = TrainingArguments(bf16=bf16, use_cpu=True)
+        self.args.device  # noqa: B018 - looking at it makes Accelerate forget its state
+        self.model, self.accelerator = model, Accelerator(cpu=True)
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_the_saved_model_opens_like_any_other(open_run, tiny_model, bf16):
+@pytest.mark.parametrize("gathered", [True, False])
+def test_the_saved_model_opens_like_any_other(open_run, tiny_model, bf16, gathered, monkeypatch):
+    if gathered:  # as where each process has a part
+        monkeypatch.setattr("workbench.trainer._split", lambda: True)
     run = open_run()
     model = load_policy(ModelSettings(name=str(tiny_model)), torch.float32)
     dtype = torch.bfloat16 if bf16 else torch.float32
