@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 # Rounding may carry a probability of 1 over it.
 ROUNDING = 1e-3
-START = (
-    "python -m vllm.entrypoints.openai.api_server --model MODEL --enable-lora "
-    "--logprobs-mode processed_logprobs"
-)
 
 
 class UnknownModelError(Exception):

@@ -168,7 +168,7 @@ def test_a_checkpoint_holds_all_that_a_run_goes_on_with(llama, trainer):
     found = checkpoint.load(kept(made))
     assert set(found) == {
         "update", "identity", "conditions", "data", "weights", "optimizer", "scheduler",
-        "kl_coef", "moments", "monitors", "random",
+        "kl_coef", "moments", "monitors", "ahead", "random",
     }  # fmt: skip
     assert found["data"]["episodes"] == 8
     assert found["data"]["prompts"] == len(made.train_queries)
