@@ -201,14 +201,8 @@ def streaming(given: argparse.Namespace, folder: Path) -> list[Json]:
 def _run(stage: str, words: list[str], count: int, *, one: bool = False) -> None:
     cores = os.cpu_count() or 1
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // count))}
-    command = [
-        sys.executable,
-        "-m",
-        "workbench.cli",
-        stage,
-        "--config",
-        f"configs/{stage}/demo.yaml",
-    ]
+    start = [sys.executable, "-c", "from workbench.cli import main; main()"]
+    command = [*start, stage, "--config", f"configs/{stage}/demo.yaml"]
     if count > 1 and not one:
         command += ["--accelerate", CPU, "--num-processes", str(count)]
     done = subprocess.run(

@@ -1,7 +1,8 @@
 """Sampling ahead: the next batch is made in a thread while this one is learned from."""
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,21 +19,21 @@ Later = Callable[[], list[Response]]
 
 
 class Ahead:
-    """At most one batch, sampled by the policy as it was an update before it is learned from.
-
-    Attributes:
-        dropped: whether the last batch was thrown away, the policy having moved too far since.
-    """
+    """At most one batch, sampled by the policy as it was an update before it is learned from."""
 
     def __init__(self, max_kl: float | None) -> None:
         """Start nothing yet.
 
         Args:
-            max_kl: by how much an update may move the policy, nats per token; None for any.
+            max_kl: how far from the policy a batch may be, nats per token; None for any.
         """
-        self.max_kl, self.dropped = max_kl, False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        self.max_kl = max_kl
         self._step, self._batch = -1, Future[list[Response]]()
+        self._thread: threading.Thread | None = None
+
+    def has(self, step: int) -> bool:
+        """Return whether the batch of an update is there or under way."""
+        return self._step == step
 
     def start(self, step: int, later: Later) -> None:
         """Begin to sample the batch of an update.
@@ -41,23 +42,29 @@ class Ahead:
             step: the update that will learn from it.
             later: samples it, by weights that nothing changes meanwhile.
         """
-        threads = torch.get_num_threads()
+        threads, before, batch = torch.get_num_threads(), self._thread, Future[list[Response]]()
 
-        def work() -> list[Response]:
+        def work() -> None:
+            if before is not None:
+                before.join()  # a batch that nobody wanted any more
             torch.set_num_threads(threads)  # each thread has a number of its own
-            return later()
+            try:
+                batch.set_result(later())
+            except BaseException as error:  # noqa: BLE001 - raised again by who takes the batch
+                batch.set_exception(error)
 
-        self._step, self._batch = step, self._pool.submit(work)
+        # A daemon: what ends the run does not wait for a batch that is under way.
+        self._thread = threading.Thread(target=work, name="rollout", daemon=True)
+        self._step, self._batch = step, batch
+        self._thread.start()
 
-    def moved(self, kl: float) -> None:
-        """Take note of how far an update has moved the policy; too far, and the batch is dropped.
+    def too_far(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether a batch is beyond the bound.
 
         Args:
-            kl: between the policies before and after, nats per token.
+            metrics: `importance/kl`, KL(μ‖π_old) per token on the batch, over all processes.
         """
-        self.dropped = self.max_kl is not None and kl > self.max_kl
-        if self.dropped:
-            self._step = -1
+        return self.max_kl is not None and metrics["importance/kl"] > self.max_kl
 
     def take(self, step: int) -> list[Response] | None:
         """Wait for the batch of an update and return it; None when there is none.

@@ -150,8 +150,8 @@ class RolloutSettings(SamplingSettings):
     )
     overlap_max_kl: float | None = option(
         0.1,
-        "nats per token; a batch sampled ahead is dropped and sampled anew when the update has "
-        "moved the policy further (policy/approxkl_avg); null keeps every batch",
+        "nats per token; a batch sampled ahead is dropped and sampled anew when the policy has "
+        "moved further from it (importance/kl); null keeps every batch",
     )
     vllm: VLLMSettings = option(VLLMSettings, "rollouts by vLLM")
 

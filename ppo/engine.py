@@ -157,32 +157,45 @@ class PPOEngine:
         """Do one update (rollout, score, update), log and return its metrics."""
         samples = self.rollout()
         experience = self.score(samples)
+        dropped = bool(self.staleness and self.ahead and self.ahead.too_far(experience.metrics))
+        if dropped:
+            spent = self.seconds["rollout"] + self.seconds["score"]
+            self.moments.load_state_dict(self.before["moments"])  # they have seen its scores
+            samples = self.rollout(fresh=True)
+            experience = self.score(samples)
+            self.seconds["rollout"] += spent
+        if self.ahead is not None:
+            experience.metrics["rollout/dropped"] = float(dropped)
         metrics = self.update(experience)
         self.run.log(self.global_step, metrics)
         self.accelerator.log(metrics, step=self.global_step)
         self._keep_samples(samples, experience)
         return metrics
 
-    def rollout(self, prompts: Sequence[Prompt | Query] | None = None) -> Samples:
+    def rollout(
+        self, prompts: Sequence[Prompt | Query] | None = None, *, fresh: bool = False
+    ) -> Samples:
         """Sample a response to each prompt.
 
         Args:
             prompts: of this process, `batch_size / processes` of them; None takes the next ones of
                 the training data.
+            fresh: sample anew what was sampled ahead.
         """
-        step = self.global_step
+        step, ahead = self.global_step, None if prompts else self.ahead
         queries = self.next_queries(step) if prompts is None else [self._query(p) for p in prompts]
-        self.before = passing_state(self)
         with self._phase("rollout"):
-            found = None if prompts or self.ahead is None else self.ahead.take(step)
+            if not fresh:
+                self.before = passing_state(self)  # waits for a batch that is under way
+            found = None if fresh or ahead is None else ahead.take(step)
             self.staleness = int(found is not None)
             if found is None:
                 found = self.backend.sample(_ids(queries), self.config.rollout, self._seed(1))
-            if self.ahead is not None and not prompts and step + 1 < self.total_updates:
+            if ahead is not None and step + 1 < self.total_updates and not ahead.has(step + 1):
                 following = _ids(self.next_queries(step + 1))
                 later: Any = self.backend
                 seed = self._seed(1, step + 1)
-                self.ahead.start(step + 1, later.later(following, self.config.rollout, seed))
+                ahead.start(step + 1, later.later(following, self.config.rollout, seed))
         return Samples(queries, found)
 
     def score(self, samples: Samples) -> Experience:
@@ -199,7 +212,10 @@ class PPOEngine:
             scores, parts = self.rewards(samples, self.tokenizer, own)
             parts = {name: part.to(self.roles.device) for name, part in parts.items()}
             rollout = rollout._replace(scores=scores.to(self.roles.device), parts=parts)
-            return self.experience(rollout)
+            experience = self.experience(rollout)
+            if self.ahead is not None:
+                experience.metrics["rollout/staleness"] = float(self.staleness)
+            return experience
 
     def experience(self, rollout: Rollout) -> Experience:
         """Turn a scored rollout into rewards, advantages and returns.
@@ -234,10 +250,6 @@ class PPOEngine:
                 self.ptx.start(self.global_step, steps)
             learned = self.optimisation(experience, self.config.rollout.temperature, self._seed(3))
             self.kl.update(experience.metrics["objective/kl"], self.args.batch_size)
-            if self.ahead is not None:
-                self.ahead.moved(learned["policy/approxkl_avg"])
-                learned["rollout/staleness"] = float(self.staleness)
-                learned["rollout/dropped"] = float(self.ahead.dropped)
             self.roles.sync_actor()
         self.global_step += 1
         metrics = experience.metrics | learned

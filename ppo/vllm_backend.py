@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ppo.ahead import Later
     from ppo.roles import Roles
 
+CHECKED_TOKENS = 8  # of each, of a batch that is sampled ahead
 CHECKED = 8  # answers of each rollout whose log-probabilities are computed here as well
 KEPT = 2  # versions on the server
 POLL_SECONDS = 0.2
@@ -87,6 +89,10 @@ class VLLMBackend:
         """Return a call that asks for answers by the weights of now, while these are trained on."""
         version = self.weights.version()
         self.weights.send(version)  # not in the call: then the weights are others
+        # The batch itself comes when the policy has moved on; a few tokens can be compared now.
+        few, brief = queries[:CHECKED], min(CHECKED_TOKENS, settings.max_new_tokens)
+        found = self._asked(version, few, replace(settings, max_new_tokens=brief), seed)
+        check_weights(self.settings, self.roles, few, found, settings.temperature)
         return partial(self._asked, version, queries, settings, seed)
 
     def _asked(
@@ -170,6 +176,11 @@ class AdapterFiles:
     def _wait(self, version: str) -> None:
         until = time.monotonic() + self.settings.timeout
         while version not in self._names():
+            if (self.folder / version).is_dir():
+                # Written, and not there: the server was started anew, and the main process, which
+                # may have its answers already, will not send it again.
+                self.server.load(version, self.folder / version)
+                return
             if time.monotonic() > until:
                 raise UserError(
                     f"{self.settings.url}: the main process has not loaded {version} within "

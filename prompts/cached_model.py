@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -304,7 +304,7 @@ class CachedModel:
             seeds=[query.seed for query in batch],
             stop=StopText(self.tokenizer, stop) if stop else None,
         )
-        return [asdict(response) for response in responses]
+        return [{"ids": response.ids, "finished": response.finished} for response in responses]
 
     def _score(self, batch: Sequence[tuple[Query, Sequence[int]]]) -> list[dict[str, Any]]:
         from workbench.likelihood import answer_logprobs

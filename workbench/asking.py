@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_waits = random.Random()
+
 KEY = "OPENAI_API_KEY"
 TRIES = 5
 FIRST_WAIT, MOST_WAIT = 0.5, 60.0  # seconds before a request is sent again; doubled each time
@@ -86,7 +88,7 @@ class Asking:
         for attempt in range(self._tries):
             if attempt:
                 # Drawn, so that those who were turned away together do not come back together.
-                sleep(min(MOST_WAIT, wait * random.uniform(1.0, 1.5)))
+                sleep(min(MOST_WAIT, wait * _waits.uniform(1.0, 1.5)))
                 wait *= 2
             try:
                 response = send()
@@ -166,6 +168,7 @@ def at_once(work: Callable[[int], T], count: int, most: int) -> Iterator[tuple[i
                 try:
                     news.put((place, work(place), None))
                 except BaseException as error:  # noqa: BLE001 - raised again by who waits
+                    over.set()
                     news.put((place, None, error))
         except Empty:
             return

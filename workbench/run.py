@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -87,6 +88,8 @@ class StageRun:
         before = self._recorded_identity()
         same = before is not None and before["fingerprint"] == self.identity["fingerprint"]
         self.finished = same and self.why_unfinished() is None
+        # Nothing in it is taken up again, however the run ends.
+        weakref.finalize(self, shutil.rmtree, self.data, ignore_errors=True)
         if self.finished or not is_main_process():
             return
         self._lock = lock(self.path)

@@ -1,5 +1,7 @@
 """Sampling ahead: what it learns from, how old that may be, and that a resumed run does so too."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -48,13 +50,39 @@ def test_it_is_made_in_another_thread_with_as_many_threads_of_its_own():
     assert threads == 1
 
 
-@pytest.mark.parametrize(("bound", "kl", "kept"), [(0.1, 0.2, 0), (0.1, 0.1, 1), (None, 9, 1)])
-def test_a_batch_too_far_from_the_policy_is_dropped(bound, kl, kept):
-    ahead = Ahead(bound)
-    ahead.start(1, lambda: ANSWER)
-    ahead.moved(kl)
-    assert ahead.dropped is not bool(kept)
-    assert ahead.take(1) == (ANSWER if kept else None)
+def test_the_bound():
+    for bound, kl, found in ((0.1, 0.2, True), (0.1, 0.1, False), (None, 9.0, False)):
+        assert Ahead(bound).too_far({"importance/kl": kl}) is found
+
+
+def test_a_batch_that_nobody_wanted_is_out_of_the_way_before_the_next():
+    ahead, order, goes_on = Ahead(None), [], threading.Event()
+
+    def slow():
+        goes_on.wait(60)
+        order.append("slow")
+        return ANSWER
+
+    def quick():
+        order.append("quick")
+        return ANSWER
+
+    ahead.start(1, slow)
+    ahead.start(2, quick)
+    goes_on.set()
+    assert ahead.take(1) is None
+    assert ahead.take(2) == ANSWER
+    assert order == ["slow", "quick"]
+
+
+def test_the_end_of_a_process_does_not_wait_for_a_batch():
+    script = (
+        "import threading; from ppo.ahead import Ahead\n"
+        "begun = threading.Event()\n"
+        "def later(): begun.set(); threading.Event().wait(600)\n"
+        "Ahead(None).start(1, later); begun.wait(60); raise SystemExit(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode == 3
 
 
 def test_what_a_checkpoint_keeps():
@@ -97,7 +125,6 @@ def test_each_batch_is_sampled_by_the_policy_before_the_last_update(family, trai
             expected.append(own.sample(ids, made.config.rollout, made._seed(1, step + 1)))
         metrics = made.update(made.score(samples))
         assert metrics["rollout/staleness"] == float(step > 0)
-        assert metrics["rollout/dropped"] == 0
         # Of one engine and one policy only rounding differs; an update is far more.
         assert (metrics["importance/logprob_difference_max"] > 1e-3) == (step > 0)
     assert found[1:] == expected
@@ -113,12 +140,16 @@ def test_a_policy_that_stays_gives_the_answers_it_gives_without(llama, trainer):
         assert other["importance/weight"] == pytest.approx(1, abs=1e-5)
 
 
-def test_beyond_the_bound_every_batch_is_fresh(llama, trainer):
-    made = trainer(llama, "rollout.overlap=true", "rollout.overlap_max_kl=0")
+def test_a_batch_beyond_the_bound_is_sampled_anew_before_it_is_learned_from(llama, trainer):
+    shaped = ("ppo.score_scaling=running",)  # what has seen a dropped batch forgets it
+    made = trainer(llama, "rollout.overlap=true", "rollout.overlap_max_kl=0", *shaped)
+    plain = trainer(llama, "run.name=plain", *shaped)
     rows = [made.step() for _ in range(3)]
+    assert [row["rollout/dropped"] for row in rows] == [0, 1, 1]
     assert [row["rollout/staleness"] for row in rows] == [0, 0, 0]
-    assert [row["rollout/dropped"] for row in rows] == [1, 1, 1]
     assert all(row["importance/logprob_difference_max"] < 1e-4 for row in rows)
+    for row, other in zip(rows, [plain.step() for _ in range(3)], strict=True):
+        assert row["objective/scores"] == pytest.approx(other["objective/scores"], abs=1e-4)
 
 
 def weights(folder):

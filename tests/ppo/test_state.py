@@ -41,6 +41,9 @@ def noisy(completions, **columns):
         len(text.split()) + random.random() + np.random.rand() + float(torch.rand(()))
         for text in completions
     ]
+
+def words(completions, **columns):
+    return [len(text.split()) for text in completions]
 '''
 UPDATES = 24
 # Phase: kills in it, and about how many lines of code it executes in an update.
@@ -297,7 +300,9 @@ def two_main(folder: str) -> None:
         run("fewer", 3)
     run("more", None)
     Monitors.observe = alarmed  # type: ignore[method-assign]
-    run("early", None, "ppo.target_kl=1e-9", "monitors.stop=true", "ppo.eval_every=2")
+    (noisy,) = (word for word in arguments if word.startswith("rewards.functions="))
+    watched = noisy.replace("rewards.functions=", "monitors.rewards=").replace(":noisy", ":words")
+    run("early", None, "ppo.target_kl=1e-9", "monitors.stop=true", "ppo.eval_every=2", watched)
     (Path(folder) / f"done-{os.environ['RANK']}").touch()
 
 
@@ -333,7 +338,7 @@ def test_two_processes_go_on_with_the_random_numbers_of_each(
 
     # Neither process waits for the other where one ends an update, or the run, before its time.
     early = updates(runs / "early" / "ppo")
-    assert [row["policy/minibatches"] for row in early] == [1, 1]
+    assert [row["policy/minibatches"] for row in early] == [2, 2]
     assert json.loads((runs / "early" / "ppo" / "summary.json").read_text())["stopped"] == "alarm"
 
     # Another number of processes goes on, and says what is not as it was.

@@ -281,7 +281,7 @@ def test_more_top_layers_than_there_are_is_refused(tiny_qwen):
     [
         (["train_top_layers=0"], "train_top_layers=0"),
         (["train_top_layers=2", "lora.enabled=true"], "train_top_layers=2"),
-        (["load_in_4bit=true"], "load_in_4bit=True"),
+        (["load_in_4bit=true"], "load_in_4bit=true"),
         (["lora.r=0"], "lora.r=0"),
         (["lora.dropout=1"], "lora.dropout=1.0"),
         (["lora.dropout=-0.1"], "lora.dropout=-0.1"),

@@ -135,6 +135,6 @@ def as_dataset(rows: Iterable[Row], folder: Path | None) -> "Dataset":
             lambda: iter(rows), cache_dir=str(folder), fingerprint=folder.name
         )
     except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
+        if isinstance(error.__cause__, UserError | OSError):
             raise error.__cause__ from None
         raise
