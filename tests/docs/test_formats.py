@@ -39,6 +39,7 @@ def ran(tiny_llama, tmp_path_factory) -> dict[str, Path]:
         "ppo": [
             f"reward_model={root}/runs/a/reward/model", "ppo.total_episodes=4", "ppo.batch_size=4",
             "ppo.num_mini_batches=1", "ppo.num_ppo_epochs=1", "rollout.max_new_tokens=2",
+            "rollout.overlap=true",  # which logs more
         ],
     }  # fmt: skip
     folders = {}
@@ -128,11 +129,7 @@ def test_no_metric_is_documented_that_is_not_logged(ran):
     assert trained - RARE <= logged["sft"] | logged["reward"]
     # The judge needs the real base model; its metric is logged by the same module.
     assert '"eval/gold"' in (ROOT / "ppo/evaluation.py").read_text()
-    # Another engine has to say how likely its tokens were.
-    source = (ROOT / "ppo/importance.py").read_text()
-    other = {name for name in listed(section(PAGE, "### ppo")) if name.startswith("importance/")}
-    assert all(f'"{name}"' in source for name in other)
-    assert listed(section(PAGE, "### ppo")) - {"eval/gold"} - other <= logged["ppo"]
+    assert listed(section(PAGE, "### ppo")) - {"eval/gold"} <= logged["ppo"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
