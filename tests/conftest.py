@@ -111,6 +111,15 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Do not wait before a server is asked again, but keep for how long it would have been."""
+    found: list[float] = []
+    monkeypatch.setattr("workbench.asking.sleep", found.append)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    return found
+
+
+@pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to use as `run.root`; the test runs beside it, so a default `runs/` is the same."""
     monkeypatch.chdir(tmp_path)

@@ -88,11 +88,12 @@ class StageRun:
         before = self._recorded_identity()
         same = before is not None and before["fingerprint"] == self.identity["fingerprint"]
         self.finished = same and self.why_unfinished() is None
-        # Nothing in it is taken up again, however the run ends.
-        weakref.finalize(self, shutil.rmtree, self.data, ignore_errors=True)
         if self.finished or not is_main_process():
             return
         self._lock = lock(self.path)
+        # Rows and tokens are not taken up again, however the run ends. Only who holds the folder
+        # may: another process may be at work there.
+        weakref.finalize(self, shutil.rmtree, self.path / "data", ignore_errors=True)
         lost = before is None and self.saved() is not None  # checkpoints, of who knows what
         if replace and not same and (before is not None or lost):
             self._replace(before)

@@ -140,6 +140,15 @@ def trainer(config: Callable[..., PPOStage]) -> Callable[..., Any]:
     return make
 
 
+def even_share(batch: Any) -> torch.Tensor:
+    """Return the share of even tokens among each answer's tokens, [B]: a score to learn."""
+    tokens = batch.input_ids[batch.rows, batch.columns]
+    sums = torch.zeros(2, len(batch.input_ids))
+    sums[0].index_add_(0, batch.rows, (tokens % 2 == 0).float())
+    sums[1].index_add_(0, batch.rows, torch.ones(len(tokens)))
+    return sums[0] / sums[1]
+
+
 def arguments(family: Family, runs: Path, prompts: Path) -> list[str]:
     """The small config as overrides, for a command line too."""
     return [

@@ -9,6 +9,7 @@ import torch
 
 from ppo import stage
 from ppo.ahead import Ahead
+from tests.ppo.conftest import even_share
 from tests.ppo.test_engine import LAYOUTS
 from workbench.config import load_config
 from workbench.errors import UserError
@@ -194,14 +195,7 @@ def test_it_learns(llama, trainer, monkeypatch):
         "ppo.kl_coef=0.0", "ppo.missing_eos_penalty=null",
     )  # fmt: skip
 
-    def even(batch):
-        tokens = batch.input_ids[batch.rows, batch.columns]
-        sums = torch.zeros(2, len(batch.input_ids))
-        sums[0].index_add_(0, batch.rows, (tokens % 2 == 0).float())
-        sums[1].index_add_(0, batch.rows, torch.ones(len(tokens)))
-        return sums[0] / sums[1]
-
-    monkeypatch.setattr(made.roles, "scores", even)
+    monkeypatch.setattr(made.roles, "scores", even_share)
     scores = [made.step()["objective/scores"] for _ in range(8)]
     assert sum(scores[-2:]) / 2 > scores[0] + 0.12
 

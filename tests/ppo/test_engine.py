@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from ppo import checkpoint
 from ppo.engine import PPOEngine
 from ppo.rollout import score_rollout
-from tests.ppo.conftest import MEAN, STD
+from tests.ppo.conftest import MEAN, STD, even_share
 from workbench.errors import UserError
 from workbench.generation import Response
 from workbench.models import ModelSettings, load_policy, load_scorer
@@ -631,14 +631,7 @@ def test_it_learns_what_is_rewarded(llama, trainer, monkeypatch, layout):
         "ppo.lr_scheduler=constant", "ppo.kl_coef=0.0", "ppo.missing_eos_penalty=null",
     )  # fmt: skip
 
-    def even(batch):
-        ids = batch.input_ids[batch.rows, batch.columns]
-        sums = torch.zeros(2, len(batch.input_ids))
-        sums[0].index_add_(0, batch.rows, (ids % 2 == 0).float())
-        sums[1].index_add_(0, batch.rows, torch.ones(len(ids)))
-        return sums[0] / sums[1]
-
-    monkeypatch.setattr(made.roles, "scores", even)
+    monkeypatch.setattr(made.roles, "scores", even_share)
     scores = [made.step()["objective/scores"] for _ in range(8)]
     assert 0.3 < scores[0] < 0.75
     assert sum(scores[-2:]) / 2 > scores[0] + 0.12

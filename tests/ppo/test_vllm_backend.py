@@ -20,13 +20,7 @@ COMPLETIONS, LOAD = "/v1/completions", "/v1/load_lora_adapter"
 SAMPLED = SamplingSettings(6, 1.0, 4)
 
 
-@pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    """Do not wait between tries, but keep for how long it would have been."""
-    found = []
-    monkeypatch.setattr("workbench.asking.sleep", found.append)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    return found
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 @pytest.fixture
@@ -195,6 +189,25 @@ def test_old_weights_under_a_new_name_are_refused(made, server, kind):
     assert "so it has other weights" in refusal(engine.step)
 
 
+def test_old_weights_are_refused_before_they_sample_ahead(made, server):
+    engine = made()
+    engine.step()
+    server.stubborn, server.first = True, server.loaded[server.names()[0]]
+    moved(engine)
+    ids = [query.ids for query in engine.next_queries(1)]
+    message = refusal(lambda: engine.backend.later(ids, engine.config.rollout, 0))
+    assert "so it has other weights" in message
+
+
+def test_what_is_sampled_ahead_comes_by_the_weights_of_then(made, server):
+    engine = made()
+    ids = [query.ids for query in engine.next_queries(0)]
+    then = engine.backend.sample(ids, engine.config.rollout, 0)
+    later = engine.backend.later(ids, engine.config.rollout, 0)
+    moved(engine)
+    assert [row.ids for row in later()] == [row.ids for row in then]
+
+
 def test_answers_under_another_name_are_asked_for_again_and_refused(made, server, waits):
     engine = made()
     server.change = lambda answer: answer | {"model": "policy-old"}
@@ -354,8 +367,11 @@ def test_another_process_waits_for_the_main_one_s_weights(made, server, monkeypa
     engine.backend.weights.send(version)
     thread.join(60)
     assert found == [version]
-    engine.config.rollout.vllm.timeout = 0.1
+    server.restart()  # the main process has its answers, and will not send them again
     monkeypatch.setattr("ppo.vllm_backend.is_main_process", lambda: False)
+    assert theirs.send(version) == version
+    assert server.names() == [version]
+    engine.config.rollout.vllm.timeout = 0.1
     assert "has not loaded policy-none within" in refusal(lambda: theirs.send("policy-none"))
 
 

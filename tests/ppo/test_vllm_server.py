@@ -26,12 +26,7 @@ GOOD = {
 }
 
 
-@pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    found = []
-    monkeypatch.setattr("workbench.asking.sleep", found.append)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    return found
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 def changed(**choice):

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import json
 import shutil
 import subprocess
@@ -475,13 +476,15 @@ def test_streaming_trains_on_the_same_rows(stage, rows, tiny_llama, packing):
     assert [path.name for path in found.iterdir() if path.name == "data"] == []
 
 
-def test_streaming_stops_at_a_row_as_reading_does(stage, rows, tiny_llama):
+def test_streaming_stops_at_a_row_as_reading_does(stage, runs, rows, tiny_llama):
     for more, message in (
         (["sft.max_length=8", "data.drop_long_rows=false"], r"row 1 has \d+ tokens"),
         (["sft.max_length=8"], r"all 8 rows are longer than sft\.max_length=8; raise it"),
     ):
         with pytest.raises(UserError, match=message):
             stage(tiny_llama, "data.streaming=true", *more)
+    gc.collect()
+    assert list(runs.rglob("data")) == []  # what was encoded before it went wrong
 
 
 # Two processes

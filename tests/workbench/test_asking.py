@@ -8,13 +8,7 @@ from tests.workbench.chat_server import chat_server
 from workbench.asking import Asking, UnusableAnswerError, at_once
 from workbench.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    found = []
-    monkeypatch.setattr("workbench.asking.sleep", found.append)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    return found
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 def sent(asking, read=lambda response: response.text):

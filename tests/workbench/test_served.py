@@ -16,13 +16,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 GREEDY = SamplingSettings(max_new_tokens=8, temperature=0.0, batch_size=4)
 
 
-@pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    """Do not wait between tries, but keep for how long it would have been."""
-    found = []
-    monkeypatch.setattr("workbench.asking.sleep", found.append)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    return found
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 @pytest.fixture

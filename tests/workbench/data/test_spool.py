@@ -1,4 +1,5 @@
 import datetime
+import errno
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -88,3 +89,15 @@ def test_an_error_on_the_way_to_the_table_is_the_users(tmp_path):
     for folder in (None, tmp_path / "train"):
         with pytest.raises(UserError, match=r"^data\.jsonl: row 2 is too long$"):
             as_dataset(rows(), folder)
+
+
+def test_a_full_disk_stays_one(tmp_path):
+    """`datasets` wraps what its writer meets; the command tells a full disk by its number."""
+
+    def rows():
+        yield {"input_ids": [1]}
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        as_dataset(rows(), tmp_path / "train")
+    assert caught.value.errno == errno.ENOSPC
