@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def test_runs_are_listed_by_stage_in_their_order(capsys):
     Path("runs/demo/compare").mkdir()
     assert rlhf("runs", "list") == 0
     out = capsys.readouterr().out
-    rows = [line.split() for line in out.splitlines() if "20" in line]
+    dated = re.compile(r"\b\d{4}-\d\d-\d\d\b")  # a folded time of day is a line too
+    rows = [line.split() for line in out.splitlines() if dated.search(line)]
     assert [row[:3] for row in rows] == [
         ["another", "sft", "unfinished"],
         ["demo", "sft", "finished"],
