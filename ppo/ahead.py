@@ -43,11 +43,15 @@ class Ahead:
             later: samples it, by weights that nothing changes meanwhile.
         """
         threads, before, batch = torch.get_num_threads(), self._thread, Future[list[Response]]()
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        device = torch.cuda.current_device() if on_gpu else None
 
         def work() -> None:
             if before is not None:
                 before.join()  # a batch that nobody wanted any more
             torch.set_num_threads(threads)  # each thread has a number of its own
+            if device is not None:
+                torch.cuda.set_device(device)  # and begins on the first GPU
             try:
                 batch.set_result(later())
             except BaseException as error:  # noqa: BLE001 - raised again by who takes the batch

@@ -5,6 +5,7 @@ Another engine, in this process or behind a server, joins by a class with `sampl
 """
 
 import copy
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from workbench.decoder import FAMILIES
 from workbench.errors import UserError
 from workbench.generation import Response, SamplingSettings, generate
 from workbench.logs import console
+from workbench.processes import asked, of_main
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -57,8 +59,9 @@ class NativeBackend:
         self, queries: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
     ) -> list[Response]:
         """Sample one response per query; see `Backend`."""
+        # What the shared lower layers make of the tokens is what roles read and learn from.
         with self.roles.sampling() as actor:
-            return self._answers(actor, queries, settings, seed)
+            return self._answers(actor, queries, settings, seed, self.roles.depth)
 
     def later(
         self, queries: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
@@ -80,6 +83,7 @@ class NativeBackend:
         queries: Sequence[Sequence[int]],
         settings: SamplingSettings,
         seed: int,
+        keep_depth: int = 0,
     ) -> list[Response]:
         return generate(
             actor,
@@ -88,6 +92,7 @@ class NativeBackend:
             eos_token_id=self.stop_token_id,
             seed=seed,
             logprobs=self.logprobs,
+            keep_depth=keep_depth,
         )
 
 
@@ -135,9 +140,15 @@ def make_backend(
         folder: for what a server reads.
 
     Raises:
-        UserError: for a vLLM that is not there, or has another model.
+        UserError: for a vLLM that is not there, has another model, or could not sample ahead.
     """
     if settings.backend == "vllm":
+        if asked() > 1 and settings.vllm.weights == "nccl" and settings.overlap:
+            raise UserError(
+                "rollout.overlap=true: on several processes one would send vLLM new weights while "
+                "another is still answered by the old ones (rollout.vllm.weights=nccl); set it to "
+                "false, or use model.layout=lora with rollout.vllm.weights=lora"
+            )
         return make_vllm(settings.vllm, roles, stop_token_id, folder)
     if settings.backend == "native":
         reason = not_native(roles.actor)
@@ -180,7 +191,7 @@ def make_vllm(
     weights = (
         AdapterFiles(settings, roles, server, folder)
         if settings.weights == "lora"
-        else SentWeights(settings, roles, served.name, folder)
+        else SentWeights(settings, roles, served.name, folder, of_main(secrets.token_hex(8)))
     )
     return VLLMBackend(settings, roles, stop_token_id, server, served, weights)
 

@@ -56,7 +56,7 @@ def score_rollout(
     Args:
         roles: the models.
         queries: token ids of each query.
-        responses: one each.
+        responses: one each; the trunk reads them only where sampling kept no states of theirs.
         temperature: that they were sampled at.
         micro_batch_size: sequences per forward pass.
     """
@@ -69,13 +69,16 @@ def score_rollout(
     }
     mask = torch.zeros(shape, device=device)
     scores = torch.zeros(count, device=device)
-    hidden: list[torch.Tensor] | None = None if roles.trunk is None else [torch.empty(0)] * count
+    kept = None if roles.trunk is None else _kept(responses)
+    hidden = [torch.empty(0)] * count if roles.trunk is not None and kept is None else kept
     with roles.autocast():
         for index in micro_batches(_lengths(queries, responses), micro_batch_size):
             chosen = [queries[i] for i in index]
-            batch = collate(chosen, [responses[i] for i in index], None, device)
-            activations = roles.activations(batch.input_ids, batch.attention_mask)
-            batch = batch._replace(hidden=activations)
+            known = None if kept is None else [kept[i] for i in index]
+            batch = collate(chosen, [responses[i] for i in index], known, device)
+            if known is None:
+                activations = roles.activations(batch.input_ids, batch.attention_mask)
+                batch = batch._replace(hidden=activations)
             stats, values = roles.trained(batch, temperature)
             rows, columns = response_places(batch, chosen)
             places = (torch.tensor(index, device=device)[rows], columns)
@@ -86,9 +89,9 @@ def score_rollout(
             mask[places] = 1.0
             if roles.reward is not None:
                 scores[index] = roles.scores(batch)
-            if hidden is not None and activations is not None:
+            if known is None and hidden is not None and batch.hidden is not None:
                 for row, i in enumerate(index):
-                    hidden[i] = activations[row, : len(queries[i]) + len(responses[i].ids)].clone()
+                    hidden[i] = batch.hidden[row, : len(queries[i]) + len(responses[i].ids)].clone()
     finished = torch.tensor([response.finished for response in responses], device=device)
     return Rollout(
         queries,
@@ -100,6 +103,12 @@ def score_rollout(
         finished=finished,
         behaviour_logprobs=_behaviour(responses, width, device),
     )
+
+
+def _kept(responses: Sequence[Response]) -> list[torch.Tensor] | None:
+    """Return the trunk's activations that sampling left, or None where it left none for some."""
+    found = [response.states for response in responses if response.states is not None]
+    return found if len(found) == len(responses) else None
 
 
 def _behaviour(

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -342,7 +342,8 @@ class PPOTrainer:
         """Where nothing stops an answer, EOS anywhere in it is what a missing one is told from."""
         if self.stop_token_id is not None:
             return response
-        return Response(response.ids, self.processing_class.eos_token_id in response.ids)
+        ended = self.processing_class.eos_token_id in response.ids
+        return replace(response, finished=ended)
 
     def _set_optimizers(self, optimizer: Any, scheduler: Any) -> None:
         optimisation, args = self.engine.optimisation, self.args

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 CHECKED_TOKENS = 8  # of each, of a batch that is sampled ahead
 CHECKED = 8  # answers of each rollout whose log-probabilities are computed here as well
 KEPT = 2  # versions on the server
+OWNER = "run"  # file beside an adapter: whose it is
 POLL_SECONDS = 0.2
 
 
@@ -41,6 +43,10 @@ class Weights(Protocol):
 
     def send(self, version: str) -> str:
         """See that the server has a version, and return the name under which it is asked for."""
+        ...
+
+    def held(self) -> AbstractContextManager[object]:
+        """Return what a thread holds from sending a version until it has all its answers."""
         ...
 
 
@@ -88,8 +94,8 @@ class VLLMBackend:
     ) -> "Later":
         """Return a call that asks for answers by the weights of now, while these are trained on."""
         version = self.weights.version()
-        self.weights.send(version)  # not in the call: then the weights are others
-        # The batch itself comes when the policy has moved on; a few tokens can be compared now.
+        # The batch itself comes when the policy has moved on. The weights can be sent and a few
+        # tokens compared now.
         few, brief = queries[:CHECKED], min(CHECKED_TOKENS, settings.max_new_tokens)
         found = self._asked(version, few, replace(settings, max_new_tokens=brief), seed)
         check_weights(self.settings, self.roles, few, found, settings.temperature)
@@ -103,11 +109,12 @@ class VLLMBackend:
         seed: int,
     ) -> list[Response]:
         for _ in range(self.settings.tries):
-            name = self.weights.send(version)
-            try:
-                return self.server.sample(name, queries, settings, seed, self.stop_token_id)
-            except UnknownModelError:
-                continue  # it was started anew, and gets the weights once more
+            with self.weights.held():
+                name = self.weights.send(version)
+                try:
+                    return self.server.sample(name, queries, settings, seed, self.stop_token_id)
+                except UnknownModelError:
+                    continue  # it was started anew, and gets the weights once more
         raise UserError(
             f"{self.settings.url}: loses the weights it was sent ({self.settings.tries} tries); "
             "look at its log, and give it --max-cpu-loras for all runs it serves"
@@ -125,8 +132,8 @@ class AdapterFiles:
         self, settings: VLLMSettings, roles: "Roles", server: VLLMServer, folder: Path
     ) -> None:
         self.settings, self.roles, self.server = settings, roles, server
-        self.folder = Path(settings.folder or folder).resolve()
-        self.loaded: list[str] = []  # by this process, the newest last
+        self.folder, self.owner = Path(settings.folder or folder).resolve(), str(folder.resolve())
+        self.loaded: list[str] | None = None  # by this run, the newest last; None: not looked yet
         self._lock = threading.Lock()  # a batch sampled ahead asks from a thread of its own
 
     def version(self) -> str:
@@ -141,7 +148,8 @@ class AdapterFiles:
     def send(self, version: str) -> str:
         """Write and load an adapter the server does not have, and drop those from before.
 
-        The last one stays beside it: what is sampled ahead may still be under way with it. Other
+        The last one stays beside it: what is sampled ahead may still be under way with it. Those
+        that the run left before it was stopped are dropped as well, and no other run's. Other
         processes than the main one wait until it is there.
 
         Raises:
@@ -154,12 +162,26 @@ class AdapterFiles:
             if version not in self._names():
                 self._write(version)
                 self.server.load(version, self.folder / version)
-            self.loaded = [name for name in self.loaded if name != version] + [version]
+            before = self._left() if self.loaded is None else self.loaded
+            self.loaded = [name for name in before if name != version] + [version]
             while len(self.loaded) > KEPT:
                 old = self.loaded.pop(0)
                 self.server.unload(old)
                 shutil.rmtree(self.folder / old, ignore_errors=True)
         return version
+
+    def held(self) -> AbstractContextManager[object]:
+        """Return what holds nothing: versions are there side by side."""
+        return nullcontext()
+
+    def _left(self) -> list[str]:
+        """Return what an earlier process of this run wrote, the newest last."""
+        found = []
+        for mark in self.folder.glob(f"policy-*/{OWNER}"):
+            with suppress(FileNotFoundError):  # another run's that shares the folder, just dropped
+                if mark.read_text("utf-8") == self.owner:
+                    found.append((mark.stat().st_mtime_ns, mark.parent.name))
+        return [name for _, name in sorted(found)]
 
     def _write(self, version: str) -> None:
         path = self.folder / version
@@ -169,6 +191,7 @@ class AdapterFiles:
             raise UserError(f"{path}: is gone, and the policy has other weights by now")
         with atomic_folder(path) as folder:
             save_adapter(self.roles, folder)
+            (folder / OWNER).write_text(self.owner, encoding="utf-8")
 
     def _names(self) -> list[str]:
         return [str(row["id"]) for row in self.server.models()]

@@ -1,7 +1,9 @@
 """vLLM on GPUs through TRL: all weights sent by NCCL, or vLLM in the training process itself."""
 
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from workbench.models import load_tokenizer
 if TYPE_CHECKING:
     from ppo.roles import Roles
 
-MARK = "sent"  # file with the version of the weights that were sent last
+MARK = "sent"  # file with the start of the run and the version that was sent last in it
 
 
 class SentWeights:
@@ -29,7 +31,13 @@ class SentWeights:
     """
 
     def __init__(
-        self, settings: VLLMSettings, roles: "Roles", name: str, folder: Path, client: Any = None
+        self,
+        settings: VLLMSettings,
+        roles: "Roles",
+        name: str,
+        folder: Path,
+        start: str,
+        client: Any = None,
     ) -> None:
         """Meet the server, on the main process.
 
@@ -38,6 +46,8 @@ class SentWeights:
             roles: the actor's weights are sent.
             name: the server's for its model.
             folder: that all training processes see.
+            start: of the run, called by a name never used before and the same on all processes:
+                what was sent before it may be gone from the server.
             client: a `VLLMClient`; None makes one.
 
         Raises:
@@ -45,7 +55,8 @@ class SentWeights:
         """
         self.settings, self.roles, self.name = settings, roles, name
         self.mark = Path(settings.folder or folder).resolve() / MARK
-        self.sent: str | None = None
+        self.start, self.sent = start, ""
+        self._lock = threading.Lock()
         self.client = client
         if client is None and is_main_process():
             self.client = _met(settings, roles.device)
@@ -59,22 +70,36 @@ class SentWeights:
         return f"weights-{hash(tuple(torch.stack(sums).tolist())) & (2**64 - 1):016x}"
 
     def send(self, version: str) -> str:
-        """Send the weights where they are others than the last; other processes wait for it."""
+        """Send the weights where they are others than the last; other processes wait for it.
+
+        Raises:
+            UserError: when the policy has moved on from this version, or the wait was too long.
+        """
         if self.sent == version:
             return self.name
         if is_main_process():
+            if self.version() != version:  # never other weights under its name
+                raise UserError(
+                    f"{self.settings.url}: was sent other weights than {version}, which the policy "
+                    "has no more"
+                )
             self.client.update_model_params(self.roles.actor)
             # It holds what the old weights made of prompts.
             self.client.reset_prefix_cache()
-            write_text(self.mark, version)
+            write_text(self.mark, f"{self.start} {version}")
         else:
             self._wait(version)
         self.sent = version
         return self.name
 
+    def held(self) -> AbstractContextManager[object]:
+        """Return what one thread holds at a time: the server has a single place for weights."""
+        return self._lock
+
     def _wait(self, version: str) -> None:
         until = time.monotonic() + self.settings.timeout
-        while not self.mark.is_file() or self.mark.read_text("utf-8") != version:
+        wanted = f"{self.start} {version}"
+        while not self.mark.is_file() or self.mark.read_text("utf-8") != wanted:
             if time.monotonic() > until:
                 raise UserError(
                     f"{self.mark}: the main process has not sent {version} within "

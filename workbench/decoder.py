@@ -11,6 +11,8 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
+    from workbench.kept_states import KeptStates
+
 # The families whose layers are known here; tests compare their steps with full forward passes.
 FAMILIES = ("llama", "qwen2", "qwen3", "gpt2")
 # Packed weights are a second copy, so large models are left as they are.
@@ -85,6 +87,7 @@ class Decoder:
         positions: torch.Tensor,
         mask: torch.Tensor | None,
         cache: "DynamicCache",
+        kept: "KeptStates | None" = None,
     ) -> torch.Tensor:
         """Read one token per row and append its keys and values to the cache.
 
@@ -94,9 +97,11 @@ class Decoder:
             mask: [B, 1, 1, S], True where the S tokens, these included, are no padding; None where
                 none is.
             cache: of `decoding_cache`, filled with the tokens before.
+            kept: takes the states of the lower layers; None keeps none.
 
         Returns:
-            The last hidden state, [B, d], after the final norm.
+            The last hidden state, [B, d], after the final norm; of tokens which only the lower
+            layers need to read, theirs.
         """
         base = self.model.base_model
         state: torch.Tensor = self.model.get_input_embeddings()(tokens)
@@ -107,7 +112,7 @@ class Decoder:
             cos, sin = base.rotary_emb(state[:, None], positions[:, None])
             half = sin.shape[-1] // 2
             turn = (cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1))
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
+        for number, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=True), 1):
             state = state + self._attend(block, block.before(state), turn, mask, layer)
             wide = block.up(block.after(state))
             if block.gated:
@@ -116,6 +121,10 @@ class Decoder:
             else:
                 wide = block.activation(wide)
             state = state + block.down(wide)
+            if kept is not None and number == kept.depth:
+                kept.add(state)
+                if kept.last:
+                    return state
         return self.norm(state)
 
     @staticmethod

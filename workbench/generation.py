@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workbench.attention import grouped
@@ -49,11 +49,14 @@ class Response:
         finished: whether the model ended it with EOS; False means it was cut at `max_new_tokens`.
         logprobs: of the tokens, under the distribution they were drawn from; None where what drew
             them did not say.
+        states: of the lower layers, for the tokens of query and answer, [T, d]; None where they
+            were not kept.
     """
 
     ids: list[int]
     finished: bool
     logprobs: list[float] | None = None
+    states: "torch.Tensor | None" = field(default=None, compare=False, repr=False)
 
 
 class StopText:
@@ -86,6 +89,7 @@ def generate(
     stop: StopText | None = None,
     desc: str | None = None,
     logprobs: bool = False,
+    keep_depth: int = 0,
 ) -> list[Response]:
     """Sample one response per query, in the order of the queries.
 
@@ -101,6 +105,8 @@ def generate(
         seeds: one seed per query instead: then neither on its place.
         stop: texts that end an answer too; the last token that completes one is kept.
         logprobs: whether to return how likely each token was when it was drawn.
+        keep_depth: number of lower layers whose states are kept, of families with a `Decoder`; 0
+            keeps none.
         desc: text of the progress bar; None draws none.
     """
     import torch
@@ -142,6 +148,7 @@ def generate(
                 None if draws is None else draws[chunk].to(model.device),
                 stop,
                 logprobs,
+                keep_depth,
             )
             responses.update(zip(chunk, batch, strict=True))
             bar.update(len(chunk))
@@ -175,10 +182,12 @@ def _decode(
     draws: "torch.Tensor | None",
     stop: StopText | None,
     logprobs: bool,
+    keep_depth: int,
 ) -> list[Response]:
     import torch
 
     from workbench.decoding_cache import decoding_cache, left_padded, spread
+    from workbench.kept_states import KeptStates
 
     ids, mask, positions, index = left_padded(queries, model.device)
     cache = decoding_cache(model.config)
@@ -187,18 +196,29 @@ def _decode(
     finished = [False] * len(queries)
     padded = len(set(map(len, queries))) > 1
     rows = list(range(len(queries)))  # which answer each row of the batch writes
-    for step in range(settings.max_new_tokens):
+    longest, kept = settings.max_new_tokens, None
+    if keep_depth and decoder is not None:
+        kept = KeptStates(keep_depth, queries, longest)
+    read = finished if kept is None else [False] * len(queries)  # which need no further step
+    for step in range(longest if kept is None else longest + 1):
         if step == 0 or decoder is None:
-            hidden = model.base_model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+            with nullcontext() if kept is None else kept.reading(model, index):
+                hidden = model.base_model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state[:, -1]
         else:
             seen = mask[:, None, None].bool() if padded else None
-            hidden = decoder(ids[:, 0], positions[:, 0], seen, cache)
+            if kept is not None:
+                kept.expect(rows, step - 1, last=step == longest or all(finished))
+            hidden = decoder(ids[:, 0], positions[:, 0], seen, cache, kept)
+            if kept is not None:
+                if kept.last:
+                    break
+                read = list(finished)  # before this step, which has read their last tokens
         if step == 0:
             spread(cache, index, settings.max_new_tokens)
             hidden, mask, positions = hidden[index], mask[index], positions[index]
@@ -210,7 +230,7 @@ def _decode(
                 answers[row].append(token)
                 likely[row].append(chance)
                 finished[row] = token == eos_token_id or (stop is not None and stop(answers[row]))
-        keep = [k for k, row in enumerate(rows) if not finished[row]]
+        keep = [k for k, row in enumerate(rows) if not read[row]]
         if not keep:
             break
         ids, positions = tokens[:, None], positions[:, -1:] + 1
@@ -223,8 +243,13 @@ def _decode(
             draws = None if draws is None else draws[index]
             cache.batch_select_indices(index)
     return [
-        Response(answer, done, chances if logprobs else None)
-        for answer, done, chances in zip(answers, finished, likely, strict=True)
+        Response(
+            answers[row],
+            finished[row],
+            likely[row] if logprobs else None,
+            None if kept is None else kept.of(row, len(answers[row])),
+        )
+        for row in range(len(queries))
     ]
 
 

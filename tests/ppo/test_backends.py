@@ -64,6 +64,7 @@ def roles_of(model):
     return SimpleNamespace(
         actor=model,
         sampling=lambda: nullcontext(model),
+        depth=0,
         settings=SimpleNamespace(name="a/model"),
     )
 

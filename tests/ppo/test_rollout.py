@@ -1,11 +1,14 @@
 """A rollout's numbers against plain forward passes of single sequences; padding changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from ppo.backends import NativeBackend
 from ppo.config import PPOModelSettings
 from ppo.logprobs import token_stats
 from ppo.rewards import shape_scores, token_rewards
@@ -22,7 +25,7 @@ from ppo.trunk import upper_half
 from tests.ppo.conftest import PROMPTS
 from workbench.chat import query_ids
 from workbench.config import load_config
-from workbench.generation import Response
+from workbench.generation import Response, SamplingSettings
 from workbench.models import ModelSettings, load_scorer, load_tokenizer
 from workbench.scorer import RewardModel
 from workbench.states import answer_states
@@ -123,6 +126,33 @@ def test_padding_and_micro_batches_change_nothing(roles, family):
     for name in NUMBERS:
         assert torch.allclose(getattr(apart, name)[order], getattr(mixed, name), atol=1e-5), name
     assert mixed.finished.tolist() == [answers[i].finished for i in order]
+
+
+@pytest.mark.parametrize("layout", ["shared_trunk", "lora"])
+def test_what_sampling_kept_is_not_computed_again(family, monkeypatch, layout):
+    given = [f"name={family.policy}", "precision=fp32", f"layout={layout}", "train_top_layers=1"]
+    roles = Roles(load_config(PPOModelSettings, None, given), str(family.reward), CPU)
+    queries, eos = queries_of(family), load_tokenizer(str(family.policy)).eos_token_id
+    answers = NativeBackend(roles, eos).sample(queries, SamplingSettings(max_new_tokens=8), 0)
+    assert all(answer.states is not None for answer in answers)
+    plain = [replace(answer, states=None) for answer in answers]
+    anew = score_rollout(roles, queries, plain, 1.0, 4)
+    monkeypatch.setattr(Roles, "activations", lambda *_: pytest.fail("computed again"))
+    kept = score_rollout(roles, queries, answers, 1.0, 4)
+    for name in NUMBERS:
+        assert torch.allclose(getattr(anew, name), getattr(kept, name), atol=2e-5), name
+    for mine, other, answer in zip(kept.hidden, anew.hidden, answers, strict=True):
+        assert mine is answer.states  # not a second copy
+        assert (mine - other).abs().max() < 3e-6 * other.abs().max()
+    with pytest.raises(pytest.fail.Exception):
+        score_rollout(roles, queries, [plain[0], *answers[1:]], 1.0, 4)
+
+
+def test_no_states_are_kept_where_no_trunk_is_shared(family):
+    given = [f"name={family.policy}", "precision=fp32", "layout=lora"]
+    roles = Roles(load_config(PPOModelSettings, None, given), str(family.reward), CPU)
+    answers = NativeBackend(roles, 0).sample([[5, 6]], SamplingSettings(max_new_tokens=3), 0)
+    assert answers[0].states is None
 
 
 @torch.no_grad()

@@ -93,6 +93,33 @@ def test_an_update_learns_from_answers_of_the_server(made, server):
     assert folders == {second, third}
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_run_that_was_killed_leaves_no_adapters_behind(made, server, tmp_path, shared):
+    """Nor does it touch those of another run on the same server, in the same folder or not."""
+    where = [f"rollout.vllm.folder={tmp_path / 'shared'}"] if shared else []
+    other = made(*where, run="run.name=other")
+    moved(other, 1)
+    queries = queries_of(other)
+    other.backend.sample(queries, SAMPLED, 0)
+    (theirs,) = server.names()
+    killed = made(*where)
+    for _ in range(3):
+        killed.step()
+    old, newest = server.names()[1:]
+    again, folder = made(*where), killed.backend.weights.folder
+    expected = {theirs, newest}
+    for seed in (2, 3):
+        moved(again, seed)
+        again.backend.sample(queries, SAMPLED, 0)
+        expected.add(again.backend.weights.version())
+        assert set(server.names()) == expected
+        found = {path.name for path in folder.iterdir()}
+        assert found == expected - (set() if shared else {theirs})
+        expected.discard(newest)
+    assert old not in expected
+    assert (other.backend.weights.folder / theirs).is_dir()
+
+
 def test_the_policy_as_it_is_now_is_sampled(made, server):
     engine = made()
     queries = queries_of(engine)

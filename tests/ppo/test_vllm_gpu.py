@@ -4,7 +4,8 @@ Neither has been run: stand-ins take the calls, whose arguments are checked agai
 """
 
 import inspect
-from contextlib import nullcontext
+import threading
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from trl import import_utils
 from trl.generation import vllm_client, vllm_generation
 
-from ppo import vllm_gpu
+from ppo import backends, vllm_gpu
 from ppo.backends import make_backend
+from ppo.vllm_backend import VLLMBackend
 from ppo.vllm_config import VLLMSettings
 from ppo.vllm_gpu import ColocatedBackend, SentWeights, need_gpu
+from ppo.vllm_server import ServedPolicy
 from tests.ppo.test_backends import EOS, QUERY, roles_of, small
 from workbench.errors import UserError
 from workbench.generation import Response, SamplingSettings, generate
@@ -131,7 +134,7 @@ def test_it_is_built_as_trl_wants_it(roles, monkeypatch):
 def test_weights_are_sent_when_they_changed_and_caches_dropped(roles, tmp_path, monkeypatch):
     client = StandIn(vllm_client.VLLMClient)
     settings = VLLMSettings(weights="nccl")
-    weights = SentWeights(settings, roles, "policy", tmp_path, client)
+    weights = SentWeights(settings, roles, "policy", tmp_path, "start", client)
     first = weights.version()
     assert weights.send(first) == "policy"
     assert weights.send(weights.version()) == "policy"
@@ -143,13 +146,126 @@ def test_weights_are_sent_when_they_changed_and_caches_dropped(roles, tmp_path, 
     weights.send(second)
     assert client.calls == ["update_model_params", "reset_prefix_cache"] * 2
     # Other processes send nothing; they wait until the main one has.
-    other = SentWeights(settings, roles, "policy", tmp_path, StandIn(vllm_client.VLLMClient))
+    mute = StandIn(vllm_client.VLLMClient)
+    other = SentWeights(settings, roles, "policy", tmp_path, "start", mute)
     monkeypatch.setattr(vllm_gpu, "is_main_process", lambda: False)
     assert other.send(second) == "policy"
     settings.timeout = 0.1
     with pytest.raises(UserError, match="has not sent weights-none within"):
         other.send("weights-none")
     assert other.client.calls == []
+
+
+def test_what_was_sent_before_a_run_was_started_anew_is_not_taken_for_sent(
+    roles, tmp_path, monkeypatch
+):
+    client = StandIn(vllm_client.VLLMClient)
+    settings = VLLMSettings(weights="nccl", timeout=0.1)
+    before = SentWeights(settings, roles, "policy", tmp_path, "first start", client)
+    version = before.version()
+    before.send(version)
+    main, other = (
+        SentWeights(settings, roles, "policy", tmp_path, "second start", client) for _ in range(2)
+    )
+    monkeypatch.setattr(vllm_gpu, "is_main_process", lambda: False)
+    with pytest.raises(UserError, match=f"has not sent {version} within"):
+        other.send(version)
+    monkeypatch.setattr(vllm_gpu, "is_main_process", lambda: True)
+    main.send(version)
+    monkeypatch.setattr(vllm_gpu, "is_main_process", lambda: False)
+    assert other.send(version) == "policy"
+    assert client.calls == ["update_model_params", "reset_prefix_cache"] * 2
+
+
+def test_each_start_has_a_name_of_its_own_on_which_all_processes_agree(
+    roles, tmp_path, monkeypatch
+):
+    given = SimpleNamespace(
+        backend="vllm", overlap=False, vllm=VLLMSettings(weights="nccl", folder=str(tmp_path))
+    )
+    monkeypatch.setattr(backends, "need_gpu", lambda what: None)
+    monkeypatch.setattr(backends, "served_policy", lambda *_: ServedPolicy("policy", None, None))
+    monkeypatch.setattr(vllm_gpu, "_met", lambda *_: None)
+    starts = [make_backend(given, roles, EOS).weights.start for _ in range(2)]
+    assert len(set(starts)) == 2
+    monkeypatch.setattr(backends, "of_main", lambda value: f"main's, not {len(value) * '*'}")
+    assert make_backend(given, roles, EOS).weights.start.startswith("main's, not *")
+
+
+def nccl_backend(roles, tmp_path, answer):
+    """A backend with stand-ins for the ways to the server: `answer` takes the place of `sample`."""
+    settings = VLLMSettings(weights="nccl")
+    client = StandIn(vllm_client.VLLMClient)
+    weights = SentWeights(settings, roles, "policy", tmp_path, "start", client)
+    server, served = SimpleNamespace(sample=answer), ServedPolicy("policy", None, None)
+    return VLLMBackend(settings, roles, EOS, server, served, weights)
+
+
+def test_weights_are_not_sent_while_a_batch_by_others_is_under_way(roles, tmp_path, monkeypatch):
+    begun, goes_on, asked = threading.Event(), threading.Event(), []
+
+    def answer(name, queries, settings, seed, stop):
+        asked.append(weights.sent)
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            goes_on.wait(60)
+            asked.append(weights.sent)
+        return generate(roles.actor, queries, settings, eos_token_id=EOS, seed=seed, logprobs=True)
+
+    @contextmanager
+    def watched():
+        if lock.locked():
+            goes_on.set()  # the next one has come, and waits
+        with lock:
+            yield
+
+    backend = nccl_backend(roles, tmp_path, answer)
+    weights, settings = backend.weights, SamplingSettings(6, 1.0, 64)
+    lock = weights.held()
+    monkeypatch.setattr(weights, "held", watched)
+    first = weights.version()
+    thread = threading.Thread(target=backend.later(QUERIES, settings, 0))
+    thread.start()
+    assert begun.wait(60)
+    weights.client.answers["update_model_params"] = lambda *_: goes_on.set()
+    with torch.no_grad():
+        roles.actor.get_output_embeddings().weight[1, 2] += 1.0
+    second = weights.version()
+    backend.sample(QUERIES, settings, 0)
+    thread.join(60)
+    assert asked == [first, first, first, second]
+
+
+def test_other_weights_are_never_sent_under_an_older_version_s_name(roles, tmp_path):
+    def answer(name, queries, settings, seed, stop):
+        return generate(roles.actor, queries, settings, eos_token_id=EOS, seed=seed, logprobs=True)
+
+    backend = nccl_backend(roles, tmp_path, answer)
+    settings = SamplingSettings(6, 1.0, 64)
+    later = backend.later(QUERIES, settings, 0)
+    with torch.no_grad():
+        roles.actor.get_output_embeddings().weight[1, 2] += 1.0
+    backend.sample(QUERIES, settings, 0)
+    with pytest.raises(UserError, match="was sent other weights than weights-"):
+        later()  # it comes late: the server has the new ones by now
+    assert len(backend.weights.client.calls) == 4
+
+
+def test_sampling_ahead_on_several_processes_is_refused(roles, monkeypatch):
+    given = SimpleNamespace(backend="vllm", overlap=True, vllm=VLLMSettings(weights="nccl"))
+    monkeypatch.setattr(backends, "asked", lambda: 2)
+    with pytest.raises(UserError, match=r"rollout\.overlap=true: on several processes") as caught:
+        make_backend(given, roles, EOS)
+    assert "\n" not in str(caught.value)
+    for overlap, weights, processes in (
+        (False, "nccl", 2),
+        (True, "nccl", 1),
+        (True, "lora", 2),
+    ):
+        given.overlap, given.vllm.weights = overlap, weights
+        monkeypatch.setattr(backends, "asked", lambda count=processes: count)
+        monkeypatch.setattr(backends, "make_vllm", lambda *_: "made")
+        assert make_backend(given, roles, EOS) == "made"
 
 
 def test_the_client_is_met_as_trl_wants_it(monkeypatch):

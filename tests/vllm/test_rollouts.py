@@ -1,6 +1,7 @@
 """Rollouts by a real vLLM server: skipped where `make vllm` has not built one."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ppo import checkpoint
 from ppo.config import PPOStage
+from ppo.engine import PPOEngine
 from ppo.roles import Roles
 from ppo.stage import run
 from ppo.vllm_backend import AdapterFiles, VLLMBackend, difference, served_policy
@@ -242,6 +244,39 @@ def test_ppo_learns_from_a_server_s_answers(policy, server, tmp_path):
     with torch.no_grad():
         chances = torch.softmax(model(prompt).logits[0, -1], -1)
     assert chances.shape == (WORDS,)
+
+
+def test_ppo_learns_from_answers_that_a_server_gives_ahead(policy, server, tmp_path, monkeypatch):
+    asked, learning = [], []  # versions: of the batches asked for ahead, of who learns from them
+    sample, score = VLLMServer.sample, PPOEngine.score
+
+    def asking(self, name, *given):
+        if threading.current_thread() is not threading.main_thread():
+            asked.append(name)
+        return sample(self, name, *given)
+
+    def scoring(self, samples):
+        learning.append(self.backend.weights.version())
+        return score(self, samples)
+
+    monkeypatch.setattr(VLLMServer, "sample", asking)
+    monkeypatch.setattr(PPOEngine, "score", scoring)
+    ahead = ["rollout.overlap=true", "rollout.overlap_max_kl=null", "ppo.save_every=5"]
+    folder = run(load_config(PPOStage, None, settings_of(policy, server, tmp_path, *ahead)))
+    updates = [row for row in rows_of(folder) if "objective/scores" in row]
+    assert [row["rollout/staleness"] for row in updates] == [0] + [1] * 9
+    scores = [row["objective/scores"] for row in updates]
+    assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.1
+    assert len(set(learning)) == 10
+    assert asked == learning[:-1]  # each the version before
+    # The first batch differs by rounding, the others by an update, of which the weights tell.
+    assert updates[0]["importance/logprob_difference_max"] < CLOSE
+    assert all(row["importance/logprob_difference_max"] > 1e-3 for row in updates[1:])
+    assert all(row["importance/kl"] > 0 for row in updates[1:])
+    # The batch that waits in the checkpoint is the next update's.
+    kept = checkpoint.load_newest(folder / "checkpoints")
+    assert (kept["update"], kept["ahead"][0]["step"]) == (5, 5)
+    assert len(kept["ahead"][0]["responses"]) == 32
 
 
 def test_rlhf_generate_asks_a_real_server(policy, server, capsys):
