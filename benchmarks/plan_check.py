@@ -2,7 +2,9 @@
 
 `make bench-plan` runs it. Llamas of random weights do two optimiser steps of each stage; the peak
 of the resident set, less what the process had after a run on a tiny model, is compared with the
-plan. It writes `runs/bench/plan.json` and the table of `docs/scaling.md`.
+plan, and tokens a second of the second update with what the plan makes of this machine's rates.
+Cases that `--out` holds already are kept with `--resume`. It writes `runs/bench/plan.json` and the
+tables of `docs/scaling.md`.
 """
 
 import argparse
@@ -14,10 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.plan_tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
 OPENING, CLOSING = "<!-- measured: {} -->", "<!-- end -->"
@@ -30,7 +35,8 @@ RECIPES = {
     ),
 }
 NO_TOKEN = -1
-GB = 10**9
+PASSES = 2
+PHASES = ("rollout", "score", "update")
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
+    parser.add_argument("--tiny", action="store_true", help="two tiny cases, to try this script")
     parser.add_argument("--recipes", action="store_true", help="plan the page's recipes anew")
-    parser.add_argument("--resume", action="store_true", help="keep what was measured already")
+    parser.add_argument("--resume", action="store_true", help="keep the cases in --out")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/plan.json"))
     parser.add_argument("--docs", type=Path, default=None, help="page whose table is written anew")
     given = parser.parse_args()
     if given.child is not None:
         case, folder = json.loads(given.child)
-        sys.stdout.write(json.dumps({"peak": measured(Case(**case), Path(folder))}) + "\n")
+        sys.stdout.write(json.dumps(measured(Case(**case), Path(folder))) + "\n")
         return
     if given.recipes:
         write_block(given.docs, "recipes", recipes())
@@ -100,7 +107,8 @@ def main() -> None:
     if not given.tables:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         found["about"] = about()
-        for case in CASES:
+        cases = tuple(replace(case, **TINY) for case in CASES[:4:3]) if given.tiny else CASES
+        for case in cases:
             if not any(row["case"] == asdict(case) for row in found["rows"]):
                 found["rows"].append(compared(case))
                 given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -135,13 +143,16 @@ def planned(case: Case) -> dict[str, Any]:
     import torch
 
     from workbench.launch import stage_memory
+    from workbench.plan.devices import measured_rates
     from workbench.plan.memory import Request
     from workbench.plan.skeleton import counts
+    from workbench.plan.speed import ppo_speed, trainer_speed
 
     config = llama(case)
     request = Request(
         config, counts(config), case.layout, case.top, 16, case.prompt, case.response,
         torch.bfloat16, cpu=True, devices=1, sharding="none",
+        reward="adapter" if case.layout == "lora" else "whole",
     )  # fmt: skip
     memory = stage_memory(case.stage, request)
     phases = {
@@ -149,11 +160,20 @@ def planned(case: Case) -> dict[str, Any]:
         for phase in memory.phases
     }
     held = sum(part.bytes for part in memory.parts)
+    rates = measured_rates(torch.bfloat16, "cpu")
+    if case.stage == "ppo":
+        weights = (request.counts.layers + request.counts.head) * request.dtype.itemsize
+        speed = ppo_speed(request, rates, case.rows, case.rows, PASSES, weights)
+    else:
+        sequences = case.micro if case.stage == "sft" else 2 * case.micro
+        speed = trainer_speed(request, rates, sequences, head=case.stage == "sft")
     return {
         "parameters": request.counts.total,
         "held": held,
         "phases": phases,
         "planned": held + memory.kept(case.rows) + sum(phases.values()),
+        "tokens": speed.tokens,
+        "estimated_seconds": speed.seconds,
     }
 
 
@@ -196,8 +216,14 @@ def write_models(case: Case, folder: Path) -> None:
     tokenizer.save_pretrained(folder / "reward")
 
 
-def measured(case: Case, folder: Path) -> int:
-    """Run a case in this process; return the peak of its memory, less what it had at first."""
+def measured(case: Case, folder: Path) -> dict[str, Any]:
+    """Run a case in this process.
+
+    Returns:
+        `peak`: bytes of memory at most, up to the end of the first update (of both in sft and
+            reward), less what there was at first.
+        `measured_seconds`: of the second update, by phase.
+    """
     from workbench.process import prepare
 
     prepare()
@@ -205,16 +231,26 @@ def measured(case: Case, folder: Path) -> int:
 
     run = ppo_run if case.stage == "ppo" else stage_run
     # Once on a tiny model: libraries and kernels belong to what the process has at first.
-    run(replace(case, **TINY), folder / "tiny")
+    run(replace(case, **TINY), folder / "tiny", lambda: None)
     gc.collect()
     watch = Watch("cpu")  # gives back what is free
     base = resident()
-    run(case, folder)
-    return int(watch.peak_gib() * GIB) - base
+    peaks: list[float] = []
+    seconds = run(case, folder, lambda: peaks.append(watch.peak_gib()))
+    return {"peak": int(peaks[0] * GIB) - base, "measured_seconds": seconds}
 
 
-def ppo_run(case: Case, folder: Path) -> None:
-    """Do one update of PPO of two optimiser steps, as the engine does it."""
+def ppo_run(case: Case, folder: Path, once: Callable[[], None]) -> dict[str, float]:
+    """Do two updates of PPO of two optimiser steps each, as the engine does it.
+
+    Args:
+        case: the run.
+        folder: of its models.
+        once: called after the first update.
+
+    Returns:
+        Seconds of the second update's phases, taken as the engine takes `time/...`.
+    """
     import torch
     from accelerate import Accelerator
 
@@ -232,26 +268,43 @@ def ppo_run(case: Case, folder: Path) -> None:
     settings = load_config(PPOModelSettings, None, given)
     roles = Roles(settings, str(folder / "reward"), torch.device("cpu"))
     args = replace(
-        PPOSettings(), batch_size=case.rows, num_mini_batches=1, num_ppo_epochs=2,
-        micro_batch_size=case.micro, total_episodes=case.rows,
+        PPOSettings(), batch_size=case.rows, num_mini_batches=1, num_ppo_epochs=PASSES,
+        micro_batch_size=case.micro, total_episodes=2 * case.rows,
     )  # fmt: skip
-    optimisation = Optimisation(args, roles, Accelerator(cpu=True), 1)
+    optimisation = Optimisation(args, roles, Accelerator(cpu=True), 2)
     draw = torch.Generator().manual_seed(0)
     queries = torch.randint(3, 8192, (case.rows, case.prompt), generator=draw).tolist()
     sampling = SamplingSettings(max_new_tokens=case.response, batch_size=case.rows)
-    with roles.sampling():
-        answers = generate(roles.actor, queries, sampling, eos_token_id=NO_TOKEN)
-    rollout = score_rollout(roles, queries, answers, 1.0, case.micro)
-    experience = make_experience(rollout, args, kl_coef=0.05, moments=RunningMoments())
-    optimisation(experience, 1.0, 0)
+    for update in range(2):
+        times = [time.perf_counter()]
+        with roles.sampling():
+            answers = generate(roles.actor, queries, sampling, eos_token_id=NO_TOKEN)
+        times.append(time.perf_counter())
+        rollout = score_rollout(roles, queries, answers, 1.0, case.micro)
+        experience = make_experience(rollout, args, kl_coef=0.05, moments=RunningMoments())
+        times.append(time.perf_counter())
+        optimisation(experience, 1.0, 0)
+        roles.sync_actor()
+        times.append(time.perf_counter())
+        if not update:
+            once()
+    return {phase: end - start for phase, start, end in zip(PHASES, times, times[1:], strict=False)}
 
 
-def stage_run(case: Case, folder: Path) -> None:
-    """Run `rlhf sft` or `rlhf reward` for two steps, evaluation and saving included."""
+def stage_run(case: Case, folder: Path, once: Callable[[], None]) -> dict[str, float]:
+    """Run `rlhf sft` or `rlhf reward` for two steps, evaluation and saving included.
+
+    Returns:
+        Seconds from the end of the first optimiser step to that of the second.
+    """
     import importlib
+
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
     from workbench import launch
 
+    ends: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
     rows = []
     for i in range(4 * case.rows):
         said = " ".join(f"w{3 + (7 * i + j) % 8000}" for j in range(case.prompt - 1))
@@ -274,6 +327,9 @@ def stage_run(case: Case, folder: Path) -> None:
         ],
     )  # fmt: skip
     importlib.import_module(f"{case.stage}.stage").run(config)
+    hook.remove()
+    once()
+    return {"step": ends[1] - ends[0]}
 
 
 def resident() -> int:
@@ -294,31 +350,6 @@ def about() -> dict[str, str]:
         **versions,
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def table(found: dict[str, Any]) -> str:
-    """Return the table of all cases in Markdown."""
-    said = ", ".join(f"{name} {value}" for name, value in found["about"].items())
-    ratios = [row["peak"] / row["planned"] for row in found["rows"]]
-    lines = [
-        f"On a CPU, in bf16, prompts and answers of 64 tokens; {said}. Measured is the peak of the "
-        "resident set less what the process had after a run on a tiny model; planned is what the "
-        "plan counts, without the overhead and the tenth for gaps that it adds. Measured to "
-        f"planned: {min(ratios):.2f} to {max(ratios):.2f}.",
-        "",
-        "| stage | layout | parameters | rows | micro-batch | planned | measured | ratio |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row, ratio in zip(found["rows"], ratios, strict=True):
-        case = row["case"]
-        layout = f"`{case['layout']}`" + (f", top {case['top']}" if case["top"] else "")
-        cells = (
-            case["stage"], layout, f"{row['parameters'] / 1e6:.0f} M", str(case["rows"]),
-            str(case["micro"]), f"{row['planned'] / GB:.2f} GB", f"{row['peak'] / GB:.2f} GB",
-            f"{ratio:.2f}",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def recipes() -> str:

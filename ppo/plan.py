@@ -1,5 +1,6 @@
 """What PPO holds in memory, and what its phases take: the real roles, made without weights."""
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,10 @@ from workbench.plan.memory import (
     FEW_LAYERS,
     Part,
     Request,
+    Reward,
     StageMemory,
     from_few,
+    model_settings,
     prepare_gradients,
     tensors,
     training_parts,
@@ -47,8 +50,7 @@ class PlannedRoles(Roles):
     """The roles of a run, of models that a config describes, without their weights.
 
     They are made on the meta device, and are like the real ones in all else. The reward model is
-    one of the policy's kind; in the lora layout an adapter on all layers, as `rlhf reward` leaves
-    it.
+    one of the policy's kind: a model of its own, or in the lora layout an adapter on all layers.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class PlannedRoles(Roles):
         *,
         cpu: bool,
         sharded: bool = False,
+        reward: Reward = "whole",
     ) -> None:
         """Make the roles.
 
@@ -66,7 +69,9 @@ class PlannedRoles(Roles):
             config: of its model.
             cpu: whether attention is as it is on a CPU.
             sharded: whether weights are cast anew for every product, as those that are gathered.
+            reward: `whole` as `rlhf reward` leaves it, `adapter` with model.lora.enabled=true.
         """
+        self.planned_reward = reward
         self.model_config, self.cpu, self.sharded = config, cpu, sharded
         self.dataless = Dataless()
         with torch.device("meta"):
@@ -100,21 +105,21 @@ class PlannedRoles(Roles):
         return model
 
     def _reward_adapter(self, name: str | None) -> RewardAdapter | None:
-        if self.settings.layout != "lora":
+        if self.settings.layout != "lora" or self.planned_reward == "whole":
             return None
         head = torch.empty(1, self.model_config.hidden_size)
         lora = lora_config(self.settings.lora, "CAUSAL_LM")
         return RewardAdapter(str(name), lora, {}, head, 0.0, 1.0)
 
     def _fits(self, reward: "PreTrainedModel | None", name: str | None) -> bool:  # noqa: ARG002
-        return self.embedded and reward is not None
+        # A whole one has learned in all its layers; where lower ones must be shared it has not.
+        return self.embedded and reward is not None and self.settings.layout == "shared_trunk"
 
 
 class PPOMemory(StageMemory):
     """The memory of `rlhf ppo`."""
 
     phases = (ROLLOUT, SCORE, UPDATE)
-    micro_batch = "ppo.micro_batch_size"
 
     def __init__(self, request: Request) -> None:
         """Count what is held.
@@ -152,7 +157,30 @@ class PPOMemory(StageMemory):
 
     def most(self, rows: int) -> int:
         """Return the rows of a minibatch."""
-        return max(1, rows // PPOSettings.num_mini_batches)
+        return rows // self.minibatches(rows)
+
+    @staticmethod
+    def minibatches(rows: int) -> int:
+        """Return how many a device's rows are split into: as many as by default where they can."""
+        return math.gcd(rows, PPOSettings.num_mini_batches)
+
+    def settings(self, rows: int, micro: int, sampled: int | None, passes: int) -> dict[str, Any]:
+        """Return the settings of a run as it is planned."""
+        request = self.request
+        batch = rows * request.devices
+        found = {"model.layout": request.layout} | model_settings(request)
+        found |= {
+            "data.max_query_length": request.prompt,
+            "rollout.max_new_tokens": request.response,
+            "ppo.batch_size": batch,
+            "ppo.num_mini_batches": self.minibatches(rows),
+            "ppo.num_ppo_epochs": passes,
+            "ppo.micro_batch_size": micro,
+            "rollout.batch_size": sampled,
+        }
+        if batch > PPOSettings.total_episodes:
+            found["ppo.total_episodes"] = batch
+        return found
 
     def peaks(self, phase: str, rows: int) -> dict[str, int]:
         """Return the bytes that a phase takes beside what is held, at the peak of each window."""
@@ -218,7 +246,7 @@ def planned_roles(
     """Return the roles of a request, for a config that may have fewer layers."""
     sharded = request.sharding == "fsdp2"
     settings = settings_of(request, top_layers)
-    return PlannedRoles(settings, config, cpu=request.cpu, sharded=sharded)
+    return PlannedRoles(settings, config, cpu=request.cpu, sharded=sharded, reward=request.reward)
 
 
 def settings_of(request: Request, top_layers: int | None) -> PPOModelSettings:

@@ -13,7 +13,7 @@ ANSWERS = 2  # of a row: one pair
 
 def memory(request: Request) -> TrainerMemory:
     """Return the memory of `rlhf reward`; `workbench.launch` finds it by this name."""
-    return TrainerMemory(request, classifier, "SEQ_CLS", _loss, "reward.batch_size")
+    return TrainerMemory(request, classifier, "SEQ_CLS", _loss, "reward")
 
 
 def _loss(model: Any, request: Request, rows: int) -> torch.Tensor:

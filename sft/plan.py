@@ -12,7 +12,7 @@ from workbench.plan.supervised import TrainerMemory
 
 def memory(request: Request) -> TrainerMemory:
     """Return the memory of `rlhf sft`; `workbench.launch` finds it by this name."""
-    return TrainerMemory(request, language_model, "CAUSAL_LM", _loss, "sft.batch_size")
+    return TrainerMemory(request, language_model, "CAUSAL_LM", _loss, "sft")
 
 
 def _loss(model: Any, request: Request, rows: int) -> torch.Tensor:

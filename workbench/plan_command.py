@@ -37,6 +37,10 @@ def plan(
     top_layers: Annotated[
         int | None, typer.Option(help="layers trained, from the top", min=1, show_default=False)
     ] = None,
+    reward: Annotated[
+        Literal["whole", "adapter"],
+        typer.Option(help="the reward model in ppo --layout lora, as rlhf reward has left it"),
+    ] = "whole",
     lora_rank: Annotated[int, typer.Option(help="as model.lora.r", min=1)] = 16,
     batch_size: Annotated[
         int, typer.Option(help="rows of an update, over all devices", min=1)
@@ -72,6 +76,11 @@ def plan(
 
     devices = read_devices(gpus)
     _check(layout, top_layers, devices, sharding, batch_size, device, measure)
+    if reward == "adapter" and layout != "lora":
+        raise UserError(
+            f"--reward adapter: with --layout {layout} the reward model is a whole one, or is made "
+            "one; leave it out, or use --layout lora"
+        )
     rates = () if measure else known_rates(devices, device)
     import torch
 
@@ -94,7 +103,7 @@ def plan(
 
     request = Request(
         config, counts, layout, top_layers, lora_rank, prompt_length, response_length, dtype,
-        devices.cpu, devices.count, sharding, checkpointing,
+        devices.cpu, devices.count, sharding, checkpointing, reward,
     )  # fmt: skip
     console = Console(highlight=False, markup=False)
     console.print(
@@ -121,6 +130,7 @@ def plan(
             "sharding": sharding,
             "layout": layout,
             "top_layers": top_layers,
+            "reward": reward,
             "precision": precision,
             "batch_size": batch_size,
             "prompt_length": prompt_length,
@@ -187,7 +197,8 @@ def _one(
     if not found.fits:
         change = cheapest(request, devices, rows, lambda each: launch.stage_memory(stage, each))
     speeds = [_speed(stage, memory, found, rows, each, passes) for each in rates]
-    said = display.sentence(stage, memory, found, devices, change)
+    settings = memory.settings(rows, found.micro_batch, found.rollout_batch, passes)
+    said = display.sentence(stage, found, devices, settings, change)
     console.print()
     console.print(stage, style="bold")
     display.show_memory(console, memory, found, devices)
@@ -199,7 +210,7 @@ def _one(
         "parts": [dataclasses.asdict(part) for part in memory.parts],
         "trained_parameters": memory.trained,
         "fit": dataclasses.asdict(found),
-        "settings": display.settings(memory, found) if found.fits else None,
+        "settings": settings if found.fits else None,
         "cheapest_change": change,
         "speed": [dataclasses.asdict(speed) for speed in speeds],
         "sentence": said,

@@ -15,7 +15,14 @@ from workbench.models import ModelSettings, load_scorer, lora_config
 from workbench.plan.memory import Request
 from workbench.plan.skeleton import counts, read_config
 
-LAYOUTS = [("separate", None), ("lora", None), ("lora", 1), ("shared_trunk", 1)]
+LAYOUTS = [
+    ("separate", None, "whole"),
+    ("lora", None, "adapter"),
+    ("lora", 1, "adapter"),
+    ("lora", None, "whole"),
+    ("lora", 1, "whole"),
+    ("shared_trunk", 1, "whole"),
+]
 
 
 def request_for(config, layout, top, **changes) -> Request:
@@ -26,24 +33,30 @@ def request_for(config, layout, top, **changes) -> Request:
     return replace(found, **changes)
 
 
-def real_roles(family, layout, top, folder) -> Roles:
+def real_roles(family, layout, top, folder, kind="adapter") -> Roles:
     given = [f"name={family.policy}", "precision=bf16", f"layout={layout}", "lora.r=4"]
     given += [] if top is None else [f"train_top_layers={top}"]
     settings = load_config(PPOModelSettings, None, given)
     reward = family.reward
-    if layout == "lora":
+    if layout == "lora" and kind == "adapter":
         from peft import get_peft_model
 
         scorer = load_scorer(ModelSettings(name=str(family.policy)), torch.float32)
         reward = folder / "reward"
         get_peft_model(scorer, lora_config(settings.lora, "SEQ_CLS")).save_pretrained(reward)
+    elif layout == "lora":
+        # As `rlhf reward` leaves it: lower layers have learned too, and cannot be shared.
+        scorer = load_scorer(ModelSettings(name=str(family.reward)), torch.float32)
+        scorer.get_input_embeddings().weight.data += 1
+        reward = folder / "reward"
+        scorer.save_pretrained(reward)
     return Roles(settings, str(reward), torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("layout", "top"), LAYOUTS)
-def test_each_role_holds_what_the_real_one_does(family, layout, top, tmp_path):
-    roles = real_roles(family, layout, top, tmp_path)
-    request = request_for(read_config(str(family.policy)), layout, top)
+@pytest.mark.parametrize(("layout", "top", "kind"), LAYOUTS)
+def test_each_role_holds_what_the_real_one_does(family, layout, top, kind, tmp_path):
+    roles = real_roles(family, layout, top, tmp_path, kind)
+    request = request_for(read_config(str(family.policy)), layout, top, reward=kind)
     planned = planned_roles(request, request.config, top)
     assert held(planned) == held(roles)
     # Counted another way: every tensor of every role, shared ones once.

@@ -81,13 +81,21 @@ def show_speed(console: Console, speeds: list[Speed]) -> None:
 
 
 def sentence(
-    stage: str, memory: StageMemory, fit: Fit, devices: Devices, change: str | None
+    stage: str, fit: Fit, devices: Devices, found: dict[str, Any], change: str | None
 ) -> str:
-    """Return whether the stage fits, and the settings to use or the cheapest change."""
+    """Return whether the stage fits, and the settings to use or the cheapest change.
+
+    Args:
+        stage: its name.
+        fit: how it fits.
+        devices: it is to run on.
+        found: settings of the run that is planned.
+        change: what would fit where this does not.
+    """
     if fit.fits:
         return (
             f"{stage} fits on {devices}, {amount(fit.peak)} at its peak; "
-            f"the largest batches that fit and are of use: {settings_text(memory, fit)}"
+            f"with the largest batches that fit and are of use: {settings_text(found)}"
         )
     said = f"{stage} does not fit on {devices}: {amount(fit.peak)} with one row at a time"
     if change is None:
@@ -95,14 +103,6 @@ def sentence(
     return f"{said}; the cheapest change that fits: {change}"
 
 
-def settings(memory: StageMemory, fit: Fit) -> dict[str, Any]:
-    """Return the settings that a plan stands for, as the stage takes them."""
-    found: dict[str, Any] = {memory.micro_batch: fit.micro_batch}
-    if fit.rollout_batch is not None:
-        found["rollout.batch_size"] = fit.rollout_batch
-    return found
-
-
-def settings_text(memory: StageMemory, fit: Fit) -> str:
-    """Return the settings as they are typed."""
-    return " ".join(f"{key}={value}" for key, value in settings(memory, fit).items())
+def settings_text(found: dict[str, Any]) -> str:
+    """Return settings as they are typed."""
+    return " ".join(f"{key}={value}" for key, value in found.items())

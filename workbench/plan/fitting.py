@@ -57,14 +57,16 @@ def fit(memory: StageMemory, devices: Devices, rows: int) -> Fit:
         rows: of one device and update.
     """
     sampling = ROLLOUT in memory.phases
-    one = 1 if sampling else None
-    micro = max(
-        1, _largest(lambda n: placed(memory, devices, rows, n, one).fits, memory.most(rows))
-    )
+    if _held(memory) > devices.bytes:
+        return placed(memory, devices, rows, 1, 1 if sampling else None)
+    one, most = 1 if sampling else None, max(1, memory.most(rows))
+    # The other stages add passes of one size up to an update, so that it must divide the rows.
+    sizes = [n for n in _sizes(most) if sampling or most % n == 0]
+    micro = _largest(lambda n: _fits(memory, devices, rows, n, one), sizes)
     if not sampling:
         return placed(memory, devices, rows, micro, None)
-    sampled = _largest(lambda n: placed(memory, devices, rows, micro, n).fits, rows)
-    return placed(memory, devices, rows, micro, max(1, sampled))
+    sampled = _largest(lambda n: _fits(memory, devices, rows, micro, n), _sizes(rows))
+    return placed(memory, devices, rows, micro, sampled)
 
 
 def placed(
@@ -79,7 +81,7 @@ def placed(
     each = [size + gathered[phase] for phase, size in phases.items()]
     # The C library keeps what a phase has freed, and the next one's blocks are of other sizes.
     work = sum(each) if devices.cpu else max(each)
-    held, kept = sum(share(part.bytes, request) for part in memory.parts), memory.kept(rows)
+    held, kept = _held(memory), memory.kept(rows)
     peak = int((held + kept + work) * SLACK) + devices.overhead
     fits = peak <= devices.bytes
     overhead = peak - held - kept - work
@@ -93,6 +95,8 @@ def alternatives(request: Request) -> Iterator[tuple[str, Request]]:
     adapters = replace(request, layout="lora", top_layers=None)
     if several:
         yield "--sharding fsdp2", sharded
+    if request.layout == "lora" and request.reward == "whole":
+        yield "--reward adapter", replace(request, reward="adapter")
     if request.layout != "lora":
         yield "--layout lora", adapters
         if several:
@@ -129,17 +133,34 @@ def cheapest(
         except UserError:  # a layout that this stage does not shard
             continue
         # What is held alone tells of most that they are too much, and costs nothing.
-        held = sum(share(part.bytes, each) for part in memory.parts)
-        if held < devices.bytes and placed(memory, among, few, 1, 1).fits:
+        if _held(memory) < devices.bytes and placed(memory, among, few, 1, 1).fits:
             return words
     return None
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest power of two that fits, up to `most`, or `most` itself; 0 for none."""
-    if fits(most):
-        return most
-    found, size = 0, 1
-    while size < min(most, MOST_ROWS) and fits(size):
-        found, size = size, 2 * size
-    return found
+def _held(memory: StageMemory) -> int:
+    """Return the bytes of a device's share of what is held."""
+    return sum(share(part.bytes, memory.request) for part in memory.parts)
+
+
+def _fits(
+    memory: StageMemory, devices: Devices, rows: int, micro: int, sampled: int | None
+) -> bool:
+    """Return whether a stage fits with given batches; does not count what cannot change that."""
+    # Of the phases that learn, the last one takes the most.
+    held = _held(memory) + memory.kept(rows) + memory.work(memory.phases[-1], micro)
+    if int(held * SLACK) + devices.overhead > devices.bytes:
+        return False
+    return placed(memory, devices, rows, micro, sampled).fits
+
+
+def _sizes(most: int) -> list[int]:
+    """Return the batches to try, the largest first: `most`, and the powers of two below it."""
+    powers = (2**n for n in range(MOST_ROWS.bit_length()))
+    return [most, *reversed([size for size in powers if size < most])]
+
+
+def _largest(fits: Callable[[int], bool], sizes: list[int]) -> int:
+    """Return the first size that fits; 1, the last of them, where none does."""
+    # From above: small batches are counted on their own, those over a few rows follow from two.
+    return next((size for size in sizes if fits(size)), 1)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workbench.plan.skeleton import Counts
 
 Sharding = Literal["none", "fsdp2"]
+Reward = Literal["whole", "adapter"]
 ADAM_BYTES = 8  # two averages in float32 (Loshchilov & Hutter 2019)
 Key = TypeVar("Key")
 _FEW_ROWS = (4, 8)
@@ -36,6 +37,7 @@ class Request:
         devices: how many.
         sharding: how what is held is divided among them.
         checkpointing: whether sft and reward compute activations again in the backward pass.
+        reward: what PPO's reward model is, a model of its own or an adapter on the policy's.
     """
 
     config: "PreTrainedConfig"
@@ -50,6 +52,7 @@ class Request:
     devices: int
     sharding: Sharding
     checkpointing: bool = False
+    reward: Reward = "whole"
 
     @property
     def tokens(self) -> int:
@@ -80,11 +83,9 @@ class StageMemory(ABC):
         trained: parameters with gradients.
         phases: of an update, by name, in order.
         gathered: bytes that a device gathers of the others' shares in a phase, under fsdp2.
-        micro_batch: setting for the rows of the phases that learn.
     """
 
     phases: tuple[str, ...]
-    micro_batch: str
     parts: tuple[Part, ...]
     trained: int
     gathered: dict[str, int]
@@ -104,6 +105,17 @@ class StageMemory(ABC):
     @abstractmethod
     def most(self, rows: int) -> int:
         """Return how many of a device's rows an update learns from at once, at most."""
+
+    @abstractmethod
+    def settings(self, rows: int, micro: int, sampled: int | None, passes: int) -> dict[str, Any]:
+        """Return the settings of a run as it is planned, by their keys.
+
+        Args:
+            rows: of one device and update.
+            micro: rows of a forward and backward pass.
+            sampled: rows decoded together; None where nothing is sampled.
+            passes: over a batch, where it is read more than once.
+        """
 
     def work(self, phase: str, rows: int) -> int:
         """Return the bytes that a phase takes at its peak, beside what is held.
@@ -151,6 +163,18 @@ def training_parts(trained: int, request: Request) -> list[Part]:
     ]
     if request.devices > 1 and request.sharding == "none":
         found.append(Part("gradient buckets", "of the data-parallel wrapper", 4 * trained))
+    return found
+
+
+def model_settings(request: Request) -> dict[str, Any]:
+    """Return the settings under `model` that all stages have."""
+    found: dict[str, Any] = {
+        "model.precision": "bf16" if request.dtype == torch.bfloat16 else "fp32"
+    }
+    if request.top_layers is not None:
+        found["model.train_top_layers"] = request.top_layers
+    if request.layout == "lora":
+        found["model.lora.r"] = request.lora_rank
     return found
 
 

@@ -13,6 +13,7 @@ from workbench.plan.memory import (
     Request,
     StageMemory,
     from_few,
+    model_settings,
     prepare_gradients,
     tensors,
     training_parts,
@@ -38,7 +39,7 @@ class TrainerMemory(StageMemory):
         make: Make,
         task: Literal["CAUSAL_LM", "SEQ_CLS"],
         loss: Loss,
-        micro_batch: str,
+        stage: str,
     ) -> None:
         """Count what is held.
 
@@ -47,10 +48,10 @@ class TrainerMemory(StageMemory):
             make: the stage's model, from a config.
             task: its kind, as PEFT calls it.
             loss: of a model on so many rows.
-            micro_batch: setting for the rows of a forward pass.
+            stage: sft or reward, whose settings these are.
         """
         super().__init__(request)
-        self.make, self.task, self.loss, self.micro_batch = make, task, loss, micro_batch
+        self.make, self.task, self.loss, self.stage = make, task, loss, stage
         counts, item = request.counts, request.dtype.itemsize
         top = request.top_layers if request.layout == "shared_trunk" else None
         self.top = top
@@ -75,6 +76,23 @@ class TrainerMemory(StageMemory):
     def most(self, rows: int) -> int:
         """Return all rows."""
         return rows
+
+    def settings(
+        self,
+        rows: int,
+        micro: int,
+        sampled: int | None,  # noqa: ARG002
+        passes: int,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Return the settings of a run as it is planned."""
+        request, stage = self.request, self.stage
+        return model_settings(request) | {
+            "model.lora.enabled": "true" if request.layout == "lora" else "false",
+            f"{stage}.max_length": request.tokens,
+            f"{stage}.gradient_checkpointing": "true" if request.checkpointing else "false",
+            f"{stage}.batch_size": micro,
+            f"{stage}.gradient_accumulation": -(-rows // micro),
+        }
 
     def peaks(self, phase: str, rows: int) -> dict[str, int]:  # noqa: ARG002
         """Return the bytes that a step takes beside what is held, at the peak of each window."""

@@ -19,7 +19,6 @@ class Some(StageMemory):
     """Holds 10 GB, less as an adapter; a row takes 1 GB to learn from and 0.1 GB to sample."""
 
     phases = ("rollout", "update")
-    micro_batch = "ppo.micro_batch_size"
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -40,6 +39,9 @@ class Some(StageMemory):
     def most(self, rows):
         return rows // 8
 
+    def settings(self, rows, micro, sampled, passes):
+        return {}
+
 
 def some(layout="separate", **changes) -> Some:
     found = Request(
@@ -59,6 +61,21 @@ def test_the_largest_batches_that_fit_are_found():
     assert found.peak == int((10 * GB + 512_000 + 4 * GB) * 1.1) + GB
     assert found.held == 10 * GB
     assert found.phases == {"rollout": 32 * GB // 10, "update": 4 * GB}
+
+
+def test_small_batches_are_not_counted_where_larger_ones_fit():
+    memory = some()
+    assert fit(memory, gpu(18), 512).micro_batch == 4
+    assert {rows for phase, rows in memory.asked if phase == "update"} == {4, 8}
+
+
+def test_a_whole_reward_model_may_become_an_adapter():
+    lora = some("lora").request
+    words = [said for said, _ in alternatives(lora)]
+    assert words[0] == "--reward adapter"
+    assert "--reward adapter" not in [
+        said for said, _ in alternatives(replace(lora, reward="adapter"))
+    ]
 
 
 def test_no_more_rows_than_are_of_use():
