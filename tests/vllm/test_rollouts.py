@@ -248,7 +248,8 @@ def test_ppo_learns_from_a_server_s_answers(policy, server, tmp_path):
 
 def test_ppo_learns_from_answers_that_a_server_gives_ahead(policy, server, tmp_path, monkeypatch):
     asked, learning = [], []  # versions: of the batches asked for ahead, of who learns from them
-    sample, score = VLLMServer.sample, PPOEngine.score
+    saved = {}  # update: the batch that waited in its checkpoint
+    sample, score, save = VLLMServer.sample, PPOEngine.score, checkpoint.save
 
     def asking(self, name, *given):
         if threading.current_thread() is not threading.main_thread():
@@ -259,24 +260,28 @@ def test_ppo_learns_from_answers_that_a_server_gives_ahead(policy, server, tmp_p
         learning.append(self.backend.weights.version())
         return score(self, samples)
 
+    def saving(folder, update, state, keep):
+        saved[update] = state["ahead"][0]
+        save(folder, update, state, keep)
+
     monkeypatch.setattr(VLLMServer, "sample", asking)
     monkeypatch.setattr(PPOEngine, "score", scoring)
-    ahead = ["rollout.overlap=true", "rollout.overlap_max_kl=null", "ppo.save_every=5"]
+    monkeypatch.setattr(checkpoint, "save", saving)
+    # From answers an update old smaller steps are taken, and more of them.
+    given = ["ppo.learning_rate=5e-3", "ppo.total_episodes=640", "ppo.save_every=5"]
+    ahead = ["rollout.overlap=true", "rollout.overlap_max_kl=null", *given]
     folder = run(load_config(PPOStage, None, settings_of(policy, server, tmp_path, *ahead)))
     updates = [row for row in rows_of(folder) if "objective/scores" in row]
-    assert [row["rollout/staleness"] for row in updates] == [0] + [1] * 9
-    scores = [row["objective/scores"] for row in updates]
-    assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.1
-    assert len(set(learning)) == 10
+    assert [row["rollout/staleness"] for row in updates] == [0] + [1] * 19
+    assert len(set(learning)) == 20
     assert asked == learning[:-1]  # each the version before
-    # The first batch differs by rounding, the others by an update, of which the weights tell.
+    # The first batch differs by rounding, the others by an update.
     assert updates[0]["importance/logprob_difference_max"] < CLOSE
     assert all(row["importance/logprob_difference_max"] > 1e-3 for row in updates[1:])
-    assert all(row["importance/kl"] > 0 for row in updates[1:])
-    # The batch that waits in the checkpoint is the next update's.
-    kept = checkpoint.load_newest(folder / "checkpoints")
-    assert (kept["update"], kept["ahead"][0]["step"]) == (5, 5)
-    assert len(kept["ahead"][0]["responses"]) == 32
+    assert {update: batch["step"] for update, batch in saved.items()} == {5: 5, 10: 10, 15: 15}
+    assert all(len(batch["responses"]) == 32 for batch in saved.values())
+    scores = [row["objective/scores"] for row in updates]
+    assert np.mean(scores[-4:]) > np.mean(scores[:4]) + 0.1
 
 
 def test_rlhf_generate_asks_a_real_server(policy, server, capsys):
