@@ -278,7 +278,9 @@ def ppo_run(case: Case, folder: Path, once: Callable[[], None]) -> dict[str, flo
     for update in range(2):
         times = [time.perf_counter()]
         with roles.sampling():
-            answers = generate(roles.actor, queries, sampling, eos_token_id=NO_TOKEN)
+            answers = generate(
+                roles.actor, queries, sampling, eos_token_id=NO_TOKEN, keep_depth=roles.depth
+            )
         times.append(time.perf_counter())
         rollout = score_rollout(roles, queries, answers, 1.0, case.micro)
         experience = make_experience(rollout, args, kl_coef=0.05, moments=RunningMoments())

@@ -191,13 +191,16 @@ class PPOMemory(StageMemory):
 
     def _rollout(self, rows: int) -> int:
         """Return the rollout's peak: the cache grows with all layers, merging with the trained."""
-        depth = self.request.counts.depth
+        depth, request = self.request.counts.depth, self.request
+        # What the trunk makes of the tokens is gathered in a place that is left after the loop.
+        states = rows * request.tokens * request.config.hidden_size * request.dtype.itemsize
+        kept = states if self.top and self.layers < depth else 0
 
         def all_layers(trained: int | None) -> int:
             def measure(layers: int) -> dict[str, int]:
                 return sampled(self._small(trained or layers, layers), self.request, rows)
 
-            return from_few(measure, depth)[FORWARD]
+            return from_few(measure, depth)[FORWARD] + kept
 
         if self.layers == depth:
             return all_layers(None)

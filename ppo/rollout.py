@@ -69,7 +69,7 @@ def score_rollout(
     }
     mask = torch.zeros(shape, device=device)
     scores = torch.zeros(count, device=device)
-    kept = None if roles.trunk is None else _kept(responses)
+    kept = None if roles.trunk is None else _kept(queries, responses)
     hidden = [torch.empty(0)] * count if roles.trunk is not None and kept is None else kept
     with roles.autocast():
         for index in micro_batches(_lengths(queries, responses), micro_batch_size):
@@ -105,10 +105,16 @@ def score_rollout(
     )
 
 
-def _kept(responses: Sequence[Response]) -> list[torch.Tensor] | None:
-    """Return the trunk's activations that sampling left, or None where it left none for some."""
-    found = [response.states for response in responses if response.states is not None]
-    return found if len(found) == len(responses) else None
+def _kept(
+    queries: Sequence[Sequence[int]], responses: Sequence[Response]
+) -> list[torch.Tensor] | None:
+    """Return the trunk's activations that sampling left, or None where some are not there."""
+    found = []
+    for length, response in zip(_lengths(queries, responses), responses, strict=True):
+        if response.states is None or len(response.states) != length:
+            return None  # sampled by another engine, or made longer or shorter since
+        found.append(response.states)
+    return found
 
 
 def _behaviour(

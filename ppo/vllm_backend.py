@@ -124,8 +124,8 @@ class VLLMBackend:
 class AdapterFiles:
     """The policy's adapter, written into a folder that the server reads.
 
-    A version is named after its content, never used twice for another one: vLLM keeps what it has
-    read of prompts by adapter name, and would go on with what old weights made of them.
+    A version is named after its run and content, and no name is used for another one: vLLM keeps
+    what it has read of prompts by adapter name, and would go on with what old weights made of them.
     """
 
     def __init__(
@@ -137,9 +137,9 @@ class AdapterFiles:
         self._lock = threading.Lock()  # a batch sampled ahead asks from a thread of its own
 
     def version(self) -> str:
-        """Return a name made from the adapter's bytes."""
+        """Return a name made from the run, so that no other drops it, and the adapter's bytes."""
         assert self.roles.adapters is not None
-        found = hashlib.sha256()
+        found = hashlib.sha256(self.owner.encode())
         for name, weight in self.roles.adapters.peft.named_parameters():
             if f".{POLICY}." in name:
                 found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -65,8 +65,8 @@ class SentWeights:
         """Return a name made from sums over each weight, which differ as soon as one changes."""
         sums = []
         for weight in self.roles.actor.parameters():
-            sums.append(weight.detach().double().sum())
-            sums.append(weight.detach().double().square().sum())
+            sums.append(weight.detach().sum(dtype=torch.float64))
+            sums.append(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64))
         return f"weights-{hash(tuple(torch.stack(sums).tolist())) & (2**64 - 1):016x}"
 
     def send(self, version: str) -> str:

@@ -38,9 +38,13 @@ def plan(
         int | None, typer.Option(help="layers trained, from the top", min=1, show_default=False)
     ] = None,
     reward: Annotated[
-        Literal["whole", "adapter"],
-        typer.Option(help="the reward model in ppo --layout lora, as rlhf reward has left it"),
-    ] = "whole",
+        Literal["whole", "adapter"] | None,
+        typer.Option(
+            help="the reward model in ppo --layout lora, as rlhf reward has left it; whole, unless "
+            "--stage all plans an adapter",
+            show_default=False,
+        ),
+    ] = None,
     lora_rank: Annotated[int, typer.Option(help="as model.lora.r", min=1)] = 16,
     batch_size: Annotated[
         int, typer.Option(help="rows of an update, over all devices", min=1)
@@ -81,6 +85,8 @@ def plan(
             f"--reward adapter: with --layout {layout} the reward model is a whole one, or is made "
             "one; leave it out, or use --layout lora"
         )
+    if reward is None:
+        reward = "adapter" if stage == "all" and layout == "lora" else "whole"
     rates = () if measure else known_rates(devices, device)
     import torch
 
@@ -195,7 +201,10 @@ def _one(
     found = fit(memory, devices, rows)
     change = None
     if not found.fits:
-        change = cheapest(request, devices, rows, lambda each: launch.stage_memory(stage, each))
+        change = cheapest(
+            request, devices, rows, lambda each: launch.stage_memory(stage, each),
+            scored=stage == "ppo",
+        )  # fmt: skip
     speeds = [_speed(stage, memory, found, rows, each, passes) for each in rates]
     settings = memory.settings(rows, found.micro_batch, found.rollout_batch, passes)
     said = display.sentence(stage, found, devices, settings, change)

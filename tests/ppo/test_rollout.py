@@ -144,8 +144,10 @@ def test_what_sampling_kept_is_not_computed_again(family, monkeypatch, layout):
     for mine, other, answer in zip(kept.hidden, anew.hidden, answers, strict=True):
         assert mine is answer.states  # not a second copy
         assert (mine - other).abs().max() < 3e-6 * other.abs().max()
-    with pytest.raises(pytest.fail.Exception):
-        score_rollout(roles, queries, [plain[0], *answers[1:]], 1.0, 4)
+    cut = replace(answers[0], ids=answers[0].ids[:-1] or [5, 6])  # its states are of other tokens
+    for other in (plain[0], cut):
+        with pytest.raises(pytest.fail.Exception):
+            score_rollout(roles, queries, [other, *answers[1:]], 1.0, 4)
 
 
 def test_no_states_are_kept_where_no_trunk_is_shared(family):

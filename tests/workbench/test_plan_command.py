@@ -107,6 +107,16 @@ def test_a_whole_reward_model_is_counted_unless_an_adapter_is_named(config, tmp_
     assert sizes["whole"]["bytes"] > sizes["adapter"]["bytes"]
 
 
+def test_all_stages_with_adapters_are_those_of_one_pipeline(config, tmp_path):
+    out = tmp_path / "plan.json"
+    words = ("--gpus", "1x24GB", "--layout", "lora", "--json", str(out), *SMALL)
+    for stages, reward in (("all", "adapter"), ("ppo", "whole")):
+        assert run("--model", config, *words, "--stage", stages) == 0
+        assert json.loads(out.read_text())["reward"] == reward
+    assert run("--model", config, *words, "--stage", "all", "--reward", "whole") == 0
+    assert json.loads(out.read_text())["reward"] == "whole"
+
+
 def test_a_plan_that_does_not_fit_is_an_answer_too(config, tmp_path, capsys, monkeypatch):
     # The tiny model fits everywhere, unless libraries alone fill the device.
     out = tmp_path / "plan.json"

@@ -88,19 +88,31 @@ def placed(
     return Fit(fits, micro, sampled, held, kept, gathered, phases, work, overhead, peak)
 
 
-def alternatives(request: Request) -> Iterator[tuple[str, Request]]:
-    """Yield what may be changed to need less memory, the cheapest first, each with its words."""
+def alternatives(request: Request, *, scored: bool = True) -> Iterator[tuple[str, Request]]:
+    """Yield what may be changed to need less memory, the cheapest first, each with its words.
+
+    Args:
+        request: what needs too much.
+        scored: whether the stage has a reward model in memory, as PPO does.
+    """
+    smaller = scored and request.reward == "whole"  # an adapter in its place would be
     sharded = replace(request, sharding="fsdp2")
     several = request.devices > 1 and request.sharding == "none"
     adapters = replace(request, layout="lora", top_layers=None)
     if several:
         yield "--sharding fsdp2", sharded
-    if request.layout == "lora" and request.reward == "whole":
+    if request.layout == "lora" and smaller:
         yield "--reward adapter", replace(request, reward="adapter")
     if request.layout != "lora":
         yield "--layout lora", adapters
+        if smaller:
+            yield "--layout lora --reward adapter", replace(adapters, reward="adapter")
         if several:
             yield "--layout lora --sharding fsdp2", replace(adapters, sharding="fsdp2")
+    if several and smaller:
+        words = "--sharding fsdp2 --reward adapter"
+        words = words if request.layout == "lora" else f"--layout lora {words}"
+        yield words, replace(adapters, sharding="fsdp2", reward="adapter")
     if request.counts.depth >= 4 and (request.layout != "lora" or request.top_layers is None):
         top = request.counts.depth // 4
         few = replace(request, layout="shared_trunk", top_layers=top)
@@ -121,9 +133,11 @@ def cheapest(
     devices: Devices,
     rows: int,
     memory_of: Callable[[Request], StageMemory],
+    *,
+    scored: bool = True,
 ) -> str | None:
     """Return the first change with which one row at a time fits, in words; None for none."""
-    for words, each in alternatives(request):
+    for words, each in alternatives(request, scored=scored):
         if devices.cpu and each.devices > 1:
             continue
         among = replace(devices, count=each.devices)

@@ -45,6 +45,7 @@ def ppo_speed(
     body, head = _body(request, request.tokens, rows), 2 * counts.head * answer
     lower, upper = (1 - share) * body, share * body
     # A reward model that is an adapter changes the lower layers, and reads the tokens anew.
+    # Sampling has kept what the lower layers make of the tokens.
     again = lower if request.layout == "lora" and request.top_layers is not None else 0
     backward = 1 if request.layout == "lora" else 2  # an adapter's weights are few
     trained_head = request.layout == "separate"
@@ -55,7 +56,7 @@ def ppo_speed(
     step = max((bytes_read + cache) / bandwidth, _one(request, sampled) / flops)
     seconds = {
         "rollout": batches * request.response * step + _body(request, request.prompt, rows) / flops,
-        "score": (lower + again + 4 * upper + 2 * head) / flops,
+        "score": (again + 4 * upper + 2 * head) / flops,
         "update": passes * learned / flops,
     }
     n = request.devices

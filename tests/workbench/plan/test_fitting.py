@@ -130,6 +130,17 @@ def test_a_cpu_is_offered_no_further_devices():
     assert cheapest(request, Devices(1, 7 * GB, cpu=True), 8, Some) == "--layout lora"
 
 
+def test_an_adapter_is_offered_with_what_leads_to_it_where_there_is_a_reward_model():
+    for layout in ("separate", "shared_trunk", "lora"):
+        request = some(layout, devices=2).request
+        for scored in (True, False):
+            offered = dict(alternatives(request, scored=scored))
+            adapters = {words for words, each in offered.items() if each.reward == "adapter"}
+            assert adapters == {words for words in offered if "--reward adapter" in words}
+            assert bool(adapters) == scored
+            assert all(offered[words].layout == "lora" for words in adapters)
+
+
 def test_alternatives_change_something():
     request = some(devices=2).request
     words = [said for said, _ in alternatives(request)]
